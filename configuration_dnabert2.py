@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig
 
 class DNABert2Config(PreTrainedConfig):
     r"""
-    Sizes and switches of a DNABERT-2 encoder (Zhou et al., arXiv 2306.15006). The defaults are the released 117M model.
+    Sizes and switches of a DNABERT-2 encoder (Zhou et al., arXiv 2306.15006). The defaults are the released 117M's.
 
     The released `config.json` loads as it is: names follow BERT's, and keys without a meaning here
     (`alibi_starting_size`, `max_position_embeddings`, `position_embedding_type`, ...) are kept but unused, because
@@ -28,7 +28,7 @@ class DNABert2Config(PreTrainedConfig):
         pad_token_id, tie_word_embeddings: as in transformers; the base class of version 5 has neither.
 
     Raises:
-        ValueError: if a size is not positive or `hidden_size` is not a multiple of `num_attention_heads`.
+        ValueError: if a size is not a positive whole number, or `hidden_size` is not a multiple of `num_attention_heads`.
     """
 
     model_type = "dnabert2"
@@ -51,10 +51,15 @@ class DNABert2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.validate_architecture()
+
+    def validate_architecture(self):
+        """Also called by every model: what `from_pretrained` is given as keywords is set after `__post_init__`."""
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (*sizes, "type_vocab_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

@@ -1,6 +1,6 @@
 """DNABERT-2 (Zhou et al., arXiv 2306.15006): a BERT encoder with ALiBi and GEGLU for DNA cut into BPE tokens.
 
-Remote code: this file and `configuration_dnabert2.py` travel with every checkpoint and need torch and transformers alone.
+Remote code: this file and `configuration_dnabert2.py` travel with every checkpoint and need torch and transformers.
 
     model = AutoModelForMaskedLM.from_pretrained("user/name", trust_remote_code=True)
 
@@ -267,6 +267,15 @@ class DNABert2PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["DNABert2Embeddings", "DNABert2Layer"]
 
+    def __init__(self, config: DNABert2Config):
+        config.validate_architecture()
+        super().__init__(config)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers searches the source for its own registry's name and, not finding it, ignores the user's call
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -482,7 +491,7 @@ class DNABert2ForSequenceClassification(DNABert2PreTrainedModel):
         Args (the others are `DNABert2Model`'s):
             labels: class ids (batch,), or floats (batch, num_labels) for several labels at once, or floats (batch,)
                 for regression. `config.problem_type` decides, or is inferred from `num_labels` and the dtype.
-            num_items_in_batch: of single-label classification, as in `DNABert2ForMaskedLM`.
+            num_items_in_batch: as in `DNABert2ForMaskedLM`; for floats, the number of their elements.
 
         Returns:
             `loss` and `logits` (batch, num_labels).
@@ -501,6 +510,9 @@ class DNABert2ForSequenceClassification(DNABert2PreTrainedModel):
             loss = self.loss_function(
                 labels=labels, pooled_logits=logits, config=self.config, num_items_in_batch=num_items_in_batch
             )
+            if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
+                # there transformers' loss is the mean whatever the number, and accumulated gradients would add up
+                loss = loss * labels.numel() / num_items_in_batch
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

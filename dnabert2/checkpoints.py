@@ -1,0 +1,186 @@
+"""Checkpoints that are whole or absent, and what a run needs to go on from one exactly."""
+
+import json
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from dnabert2.errors import UsageError
+
+
+STATE_FILE = "trainer_state.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """
+    Gives a folder to write into and names it `folder` once everything in it is written and on disk.
+
+    A process that dies on the way leaves a `*.tmp-PID` beside it, which is never mistaken for a result.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, folder: Path):
+    """Syncs a folder's files to disk and renames it; an older one of that name gives way only now."""
+    for path in [*temporary.rglob("*"), temporary]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+
+
+def latest_checkpoint(output_dir: Path) -> Path | None:
+    """The `checkpoint-STEP` folder of the highest step, or None."""
+    checkpoints = [path for path in output_dir.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    checkpoints = [path for path in checkpoints if (path / STATE_FILE).is_file() and ".tmp" not in path.name]
+    return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path):
+    """Saves a tokenizer under the class name that every version of transformers knows; version 5 writes its own."""
+    tokenizer.save_pretrained(folder)
+    config_file = folder / "tokenizer_config.json"
+    config = json.loads(config_file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_model(accelerator: Accelerator, model, tokenizer: PreTrainedTokenizerBase, folder: Path):
+    """Saves what `from_pretrained` needs: weights, configuration, code and tokenizer. Call it on every process."""
+    state_dict = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state_dict)
+        save_tokenizer(tokenizer, folder)
+
+
+def register_model_saving(accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase):
+    """
+    Makes `accelerator.save_state` write the model as `save_model` does, so that every checkpoint is a loadable model.
+
+    The model of a resumed run is therefore built by `from_pretrained(checkpoint)`; `load_state` reads the optimiser.
+    """
+
+    def save(models, weights, output_dir):
+        for model in models:
+            save_model(accelerator, model, tokenizer, Path(output_dir))
+        weights.clear()
+
+    def load(models, input_dir):
+        models.clear()
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict):
+    """Writes model, optimiser and `state` (what JSON can hold) to `folder`, whole. Call it on every process."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(temporary)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
+        publish(temporary, folder)
+    accelerator.wait_for_everyone()
+
+
+# Arguments that may differ when a run is resumed: they change neither the weights nor the losses.
+FREE_ON_RESUME = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "checkpointing_steps",
+    "logging_steps",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "preprocessing_num_workers",
+    "dataloader_num_workers",
+    "cache_dir",
+}
+
+
+def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
+    """
+    The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        UsageError: for something else than a checkpoint, and for an output folder with a run nobody asked to resume.
+    """
+    if resume_from_checkpoint is None:
+        if output_dir.exists() and not output_dir.is_dir():
+            raise UsageError(f"--output_dir {output_dir} is a file: name a folder")
+        if (output_dir / METRICS_FILE).exists():
+            raise UsageError(
+                f"{output_dir} holds a run already: add --resume_from_checkpoint latest, or name another --output_dir"
+            )
+        return None
+    if resume_from_checkpoint == "latest":
+        return latest_checkpoint(output_dir)
+    checkpoint = Path(resume_from_checkpoint)
+    if not (checkpoint / STATE_FILE).is_file():
+        raise UsageError(f"--resume_from_checkpoint {checkpoint}: no checkpoint, {STATE_FILE} is missing there")
+    return checkpoint
+
+
+def arguments_of_run(arguments: Namespace) -> dict:
+    """The arguments that decide a run's result, as JSON holds them."""
+    values = {key: value for key, value in vars(arguments).items() if key not in FREE_ON_RESUME}
+    return json.loads(json.dumps(values, default=str))
+
+
+def refuse_other_arguments(checkpoint: Path, saved: dict, given: dict):
+    """Raises UsageError if a checkpoint's run had other arguments than this one; names the differences."""
+    changed = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key))
+    if changed:
+        differences = "; ".join(f"--{key} was {saved.get(key)}, is {given.get(key)}" for key in changed)
+        raise UsageError(f"{checkpoint} is of another run ({differences}): give its arguments, or start a new run")
+
+
+def read_state(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / STATE_FILE).read_text())
+
+
+class MetricsFile:
+    """
+    `metrics.jsonl`: one JSON object a line and step, flushed line by line; `last` holds the newest value of each key.
+
+    Resuming at a step keeps the lines up to it and drops a torn last one: no step is lost and none is doubled. The
+    main process alone writes.
+    """
+
+    def __init__(self, path: Path, last_step: int, accelerator: Accelerator):
+        self.last, self.file = {}, None
+        if not accelerator.is_main_process:
+            return
+        text = path.read_text() if path.exists() else ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        self.file = temporary.open("w")
+        for line in text.splitlines():
+            if line.endswith("}") and json.loads(line)["step"] <= last_step:
+                self.write(**json.loads(line))
+        os.replace(temporary, path)
+
+    def write(self, **values):
+        self.last |= values
+        if self.file:
+            self.file.write(json.dumps(values) + "\n")
+            self.file.flush()

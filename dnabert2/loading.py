@@ -1,0 +1,68 @@
+"""Models and tokenizers for the scripts, always through the `Auto*` classes: the remote code is never imported."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dnabert2.errors import UsageError
+
+
+ROOT = Path(__file__).resolve().parent.parent  # the repository, which is a model folder itself
+
+
+def is_trusted(name_or_path: str | Path, trust_remote_code: bool) -> bool:
+    """A folder on this machine is the user's own choice of code; a name on the Hub needs their word."""
+    return trust_remote_code or Path(name_or_path).is_dir()
+
+
+def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=is_trusted(name_or_path, trust_remote_code))
+
+
+def new_model(
+    config_name: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    overrides: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """
+    A model for masked language modelling with fresh weights.
+
+    Args:
+        config_name: a model's folder or Hub name, or a JSON file of sizes as in `configs/`, laid over the root
+            `config.json`. The root's code and full `auto_map` travel with what such a model saves.
+        tokenizer: decides `vocab_size` and `pad_token_id`.
+        overrides: single values on top, as "hidden_size=256,num_hidden_layers=4".
+    """
+    if str(config_name).endswith(".json"):
+        sizes = json.loads(Path(config_name).read_text())
+        config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True, **sizes)
+    else:
+        trust_remote_code = is_trusted(config_name, trust_remote_code)
+        config = AutoConfig.from_pretrained(config_name, trust_remote_code=trust_remote_code)
+    if overrides:
+        config.update_from_string(overrides)
+    config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    config = type(config)(**config.to_dict())  # checks the sizes that were laid over
+    return AutoModelForMaskedLM.from_config(config, trust_remote_code=True)
+
+
+def load_model(
+    name_or_path: str | Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """
+    A pretrained model for masked language modelling, in float32 whatever it is stored in: training needs it.
+
+    Raises:
+        UsageError: if the tokenizer has more tokens than the model.
+    """
+    model = AutoModelForMaskedLM.from_pretrained(
+        name_or_path, trust_remote_code=is_trusted(name_or_path, trust_remote_code), dtype="float32"
+    )
+    if len(tokenizer) > model.config.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {len(tokenizer)} tokens and {name_or_path} only {model.config.vocab_size}: "
+            "give the model's own tokenizer by --tokenizer_name"
+        )
+    return model

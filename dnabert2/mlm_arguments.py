@@ -1,0 +1,140 @@
+"""The arguments of run_mlm.py, named as in transformers' run_mlm_no_trainer.py where the meaning is the same."""
+
+import argparse
+from pathlib import Path
+
+from transformers import SchedulerType
+
+from dnabert2.errors import UsageError
+from dnabert2.loading import ROOT
+
+
+def parse_args(description: str) -> argparse.Namespace:
+    """Reads the command line; `description` heads --help."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model_name_or_path", help="pretrained model to go on from: a folder or a Hub name")
+    model.add_argument(
+        "--config_name",
+        default=str(ROOT),
+        help="sizes of a new model: a JSON file as in configs/, a folder or a Hub name (default: the mini model)",
+    )
+    model.add_argument(
+        "--config_overrides", help="single values on top, as hidden_size=256,num_hidden_layers=4 (new models only)"
+    )
+    model.add_argument(
+        "--tokenizer_name", help="tokenizer folder or Hub name (default: the model's, or bpe_tokenizer/ for a new one)"
+    )
+    model.add_argument("--trust_remote_code", action="store_true", help="run the code of a model on the Hub")
+    model.add_argument(
+        "--attn_implementation", choices=["eager", "sdpa"], default="sdpa", help="attention back end (default: sdpa)"
+    )
+    model.add_argument("--gradient_checkpointing", action="store_true", help="less memory for more computing")
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--train_file",
+        nargs="+",
+        required=True,
+        help="FASTA, FASTQ, GenBank or text; files, folders or globs; .gz .xz",
+    )
+    data.add_argument(
+        "--validation_file", nargs="+", help="as --train_file; without it, regions of the training files"
+    )
+    data.add_argument(
+        "--validation_split_percentage",
+        type=float,
+        default=1.0,
+        help="percentage of every training file's regions held out, if there is no --validation_file (default: 1)",
+    )
+    data.add_argument("--max_seq_length", type=int, default=128, help="tokens a sequence (default: 128, ~600 bases)")
+    data.add_argument("--mlm_probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
+    data.add_argument(
+        "--preprocessing_num_workers", type=int, default=1, help="processes that tokenise, each a file (default: 1)"
+    )
+    data.add_argument(
+        "--dataloader_num_workers", type=int, default=2, help="processes that mask and load; 0: none (default: 2)"
+    )
+    data.add_argument(
+        "--cache_dir", default="~/.cache/dnabert2", help="where token ids are kept (default: ~/.cache/dnabert2)"
+    )
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--total_train_batch_size", type=int, default=4096, help="sequences a step (default: 4096)")
+    recipe.add_argument(
+        "--per_device_train_batch_size", type=int, default=32, help="sequences a device and forward (default: 32)"
+    )
+    recipe.add_argument("--per_device_eval_batch_size", type=int, default=128)
+    recipe.add_argument(
+        "--gradient_accumulation_steps",
+        type=int,
+        help="forwards a step; derived from the batch sizes, and given it decides --total_train_batch_size",
+    )
+    recipe.add_argument("--max_train_steps", type=int, help="optimiser steps (default: 500,000)")
+    recipe.add_argument("--num_train_epochs", type=float, help="passes over the corpus, instead of --max_train_steps")
+    recipe.add_argument("--learning_rate", type=float, default=5e-4, help="its highest value (default: 5e-4)")
+    recipe.add_argument(
+        "--lr_scheduler_type", type=SchedulerType, choices=list(SchedulerType), default=SchedulerType.LINEAR
+    )
+    recipe.add_argument("--num_warmup_steps", type=int, default=30_000, help="steps from 0 up (default: 30,000)")
+    recipe.add_argument("--weight_decay", type=float, default=1e-5, help="not on biases and LayerNorm (default: 1e-5)")
+    recipe.add_argument("--adam_beta1", type=float, default=0.9)
+    recipe.add_argument("--adam_beta2", type=float, default=0.98)
+    recipe.add_argument("--adam_epsilon", type=float, default=1e-6)
+    recipe.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to it (default: 1)")
+    recipe.add_argument("--seed", type=int, default=42, help="decides weights, order, masks and dropout (default: 42)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=Path, required=True)
+    output.add_argument("--logging_steps", type=int, default=10, help="steps from line to line of metrics.jsonl")
+    output.add_argument(
+        "--eval_steps", type=int, help="steps from validation to validation (default: at the end only)"
+    )
+    output.add_argument("--checkpointing_steps", type=int, help="steps from checkpoint to checkpoint (default: none)")
+    output.add_argument("--resume_from_checkpoint", help="a checkpoint-STEP folder, or 'latest' of --output_dir")
+    return parser.parse_args()
+
+
+def check_args(args: argparse.Namespace, num_processes: int):
+    """Refuses what cannot run, and derives steps of accumulation from batch sizes (or the other way round)."""
+    positive = [
+        "max_seq_length",
+        "total_train_batch_size",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+    ]
+    positive += [
+        "gradient_accumulation_steps",
+        "max_train_steps",
+        "num_train_epochs",
+        "learning_rate",
+        "max_grad_norm",
+    ]
+    positive += ["logging_steps", "eval_steps", "checkpointing_steps", "preprocessing_num_workers"]
+    for name in positive:
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} must be greater than 0, is {value}")
+    for name in ["num_warmup_steps", "weight_decay", "dataloader_num_workers", "seed"]:
+        if getattr(args, name) < 0:
+            raise UsageError(f"--{name} must not be negative, is {getattr(args, name)}")
+    if not 0 < args.mlm_probability <= 1:
+        raise UsageError(f"--mlm_probability must be above 0 and at most 1, is {args.mlm_probability}")
+    if not 0 <= args.validation_split_percentage < 100:
+        raise UsageError(
+            f"--validation_split_percentage must be from 0 to below 100, is {args.validation_split_percentage}"
+        )
+    if args.max_train_steps and args.num_train_epochs:
+        raise UsageError("give --max_train_steps or --num_train_epochs, not both")
+    if not args.num_train_epochs:
+        args.max_train_steps = args.max_train_steps or 500_000
+
+    forward = args.per_device_train_batch_size * num_processes
+    if args.gradient_accumulation_steps:
+        args.total_train_batch_size = forward * args.gradient_accumulation_steps
+    if args.total_train_batch_size % forward:
+        raise UsageError(
+            f"--total_train_batch_size {args.total_train_batch_size} is not a multiple of {forward} "
+            f"(--per_device_train_batch_size {args.per_device_train_batch_size} on {num_processes} process(es))"
+        )
+    args.gradient_accumulation_steps = args.total_train_batch_size // forward

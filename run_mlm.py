@@ -1,0 +1,206 @@
+"""Pretrains DNABERT-2 by masked language modelling on sequence files, or goes on from a pretrained checkpoint.
+
+    accelerate launch run_mlm.py --train_file genomes/ --config_name configs/117M.json --output_dir output/117M
+
+The defaults are the paper's recipe (arXiv 2306.15006): 500,000 steps of 4,096 sequences of 128 tokens. Precision and
+processes are chosen by `accelerate launch --mixed_precision bf16 --num_processes 2`, or by a file of configs/. Left in
+--output_dir: the model, checkpoint-STEP folders (each a loadable model), metrics.jsonl and all_results.json.
+"""
+
+import contextlib
+import json
+import math
+from argparse import Namespace
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from dnabert2 import batches, checkpoints, corpus, loading, throughput
+from dnabert2.errors import UsageError, run_script
+from dnabert2.mlm_arguments import check_args, parse_args
+from dnabert2.sequences import expand_files
+
+
+def build_optimizer(model: torch.nn.Module, args: Namespace, device: torch.device) -> torch.optim.AdamW:
+    decayed = [p for p in model.parameters() if p.ndim > 1]  # matrices; biases and LayerNorm are vectors
+    undecayed = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=device.type == "cuda",
+    )
+
+
+def training_step(accelerator: Accelerator, model: torch.nn.Module, micro_batches: list[dict]) -> torch.Tensor:
+    """
+    Gradients of one step's loss, and that loss: the mean over all masked tokens of all micro-batches and processes.
+
+    A mean of means would give a token in a micro-batch with few masked ones a larger weight.
+    """
+    masked = sum((batch["labels"] != batches.IGNORE_INDEX).sum() for batch in micro_batches)
+    masked = accelerator.reduce(masked.to(accelerator.device), reduction="sum")
+    loss = torch.zeros((), device=accelerator.device)
+    for i, batch in enumerate(micro_batches):
+        batch = {key: tensor.to(accelerator.device, non_blocking=True) for key, tensor in batch.items()}
+        is_last = i == len(micro_batches) - 1
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+            # DDP averages gradients over processes: the share of each is scaled up by their number
+            share = model(**batch, num_items_in_batch=masked / accelerator.num_processes, sparse_prediction=True).loss
+            accelerator.backward(share)
+        loss += share.detach()
+    return accelerator.reduce(loss, reduction="mean")
+
+
+@torch.no_grad()
+def validate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict[str, float]:
+    """Cross entropy in nats a masked token and their accuracy, over the whole validation split."""
+    model.eval()
+    totals = torch.zeros(3, device=accelerator.device, dtype=torch.float64)  # loss, correct, masked
+    for batch in tqdm(loader, desc="Validating", leave=False, disable=not accelerator.is_local_main_process):
+        batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
+        labels = batch["labels"][batch["labels"] != batches.IGNORE_INDEX]
+        outputs = model(**batch, num_items_in_batch=1, sparse_prediction=True)
+        correct = (outputs.logits.argmax(dim=-1) == labels).sum()
+        totals += torch.stack([outputs.loss.double(), correct.double(), torch.tensor(len(labels)).to(correct)])
+    model.train()
+    loss, correct, masked = accelerator.reduce(totals, reduction="sum").tolist()
+    return {"validation_loss": loss / masked, "validation_accuracy": correct / masked}
+
+
+def main():
+    args = parse_args(__doc__)
+    # Other processes wait while the first one tokenises the corpus: longer than the ten minutes NCCL allows.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    check_args(args, accelerator.num_processes)
+    arguments = checkpoints.arguments_of_run(args)
+    checkpoint = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    state = {"step": 0}
+    if checkpoint:
+        state = checkpoints.read_state(checkpoint)
+        checkpoints.refuse_other_arguments(checkpoint, state["arguments"], arguments)
+    set_seed(args.seed)
+
+    tokenizer_name = args.tokenizer_name or args.model_name_or_path or loading.ROOT / "bpe_tokenizer"
+    tokenizer = loading.load_tokenizer(checkpoint or tokenizer_name, args.trust_remote_code)
+    with accelerator.local_main_process_first():
+        data = corpus.prepare_corpus(
+            expand_files(args.train_file),
+            tokenizer,
+            max_seq_length=args.max_seq_length,
+            cache_dir=args.cache_dir,
+            validation_files=expand_files(args.validation_file) if args.validation_file else (),
+            validation_percentage=args.validation_split_percentage,
+            num_proc=args.preprocessing_num_workers,
+        )
+    if args.num_train_epochs:
+        args.max_train_steps = math.ceil(args.num_train_epochs * len(data.train) / args.total_train_batch_size)
+
+    if checkpoint or args.model_name_or_path:
+        model = loading.load_model(checkpoint or args.model_name_or_path, tokenizer, args.trust_remote_code)
+    else:
+        model = loading.new_model(args.config_name, tokenizer, args.config_overrides, args.trust_remote_code)
+    model.set_attn_implementation(args.attn_implementation)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    meter = throughput.Meter(accelerator, model.config, args)
+
+    optimizer = build_optimizer(model, args, accelerator.device)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, args.max_train_steps)
+    parameters = model.num_parameters()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints.register_model_saving(accelerator, tokenizer)
+    if checkpoint:
+        accelerator.load_state(checkpoint)
+        scheduler.load_state_dict(state["scheduler"])
+
+    train_set = batches.MaskedWindows(data.train, tokenizer, args.mlm_probability, args.seed)
+    sampler = batches.StepSampler(
+        len(train_set),
+        total_batch_size=args.total_train_batch_size,
+        micro_batch_size=args.per_device_train_batch_size,
+        first_step=state["step"],
+        last_step=args.max_train_steps,
+        seed=args.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    micro_batches = iter(batches.training_loader(train_set, sampler, args.dataloader_num_workers))
+    # its masks do not depend on --seed: the validation losses of any two runs can be compared
+    validation_set = batches.MaskedWindows(data.validation, tokenizer, args.mlm_probability, seed=0)
+    validation_loader = batches.validation_loader(
+        validation_set, args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
+    )
+
+    epochs = args.max_train_steps * args.total_train_batch_size / len(data.train)
+    accelerator.print(
+        f"Corpus      {data.total('bases'):,} bases, {data.total('tokens'):,} tokens in {len(data.files)} files: "
+        f"{len(data.train):,} sequences of {args.max_seq_length} to train, {len(data.validation):,} to validate\n"
+        f"Model       {parameters:,} parameters, {args.attn_implementation} attention, "
+        f"mixed precision {accelerator.mixed_precision} on {accelerator.num_processes} x {accelerator.device.type}\n"
+        f"Batch       {args.total_train_batch_size} sequences = {accelerator.num_processes} process(es) x "
+        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated\n"
+        f"Steps       {state['step']:,} to {args.max_train_steps:,}: "
+        f"{args.max_train_steps * meter.tokens_a_step:,} tokens, {epochs:.2f} epochs"
+    )
+    metrics = checkpoints.MetricsFile(args.output_dir / checkpoints.METRICS_FILE, state["step"], accelerator)
+    progress = tqdm(
+        total=args.max_train_steps,
+        initial=state["step"],
+        desc="Pretraining",
+        disable=not accelerator.is_local_main_process,
+    )
+    meter.start()
+    for step in range(state["step"], args.max_train_steps):
+        torch.manual_seed(batches.dropout_seed(args.seed, step, accelerator.process_index))
+        loss = training_step(
+            accelerator, model, [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
+        )
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        learning_rate = scheduler.get_last_lr()[0]
+        scheduler.step()
+        meter.steps += 1
+        progress.update()
+
+        done = step + 1
+        is_last = done == args.max_train_steps
+        values = {}
+        if is_last or done % args.logging_steps == 0:
+            values = {"loss": loss.item(), "learning_rate": learning_rate, "grad_norm": grad_norm.item()}
+            values |= meter.read()
+            progress.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_second']:,.0f}")
+            if not math.isfinite(values["loss"]):
+                raise UsageError(f"the loss is {values['loss']} at step {done}: lower --learning_rate")
+        with meter.paused():
+            if len(validation_set) and (is_last or (args.eval_steps and done % args.eval_steps == 0)):
+                validation = validate(accelerator, model, validation_loader)
+                progress.write(f"Step {done:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in validation.items()))
+                values |= validation
+            if values:
+                metrics.write(step=done, **values)
+            if args.checkpointing_steps and done % args.checkpointing_steps == 0:
+                state = {"step": done, "scheduler": scheduler.state_dict(), "arguments": arguments}
+                checkpoints.save_checkpoint(accelerator, args.output_dir / f"checkpoint-{done}", state)
+    progress.close()
+
+    checkpoints.save_model(accelerator, model, tokenizer, args.output_dir)
+    results = metrics.last | {"parameters": parameters, "train_tokens": args.max_train_steps * meter.tokens_a_step}
+    if len(validation_set):
+        results |= corpus.unigram_baseline(data)
+    if accelerator.is_main_process:
+        (args.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+    accelerator.print(f"Saved to {args.output_dir}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(main)
