@@ -157,6 +157,8 @@ def main():
         desc="Pretraining",
         disable=not accelerator.is_local_main_process,
     )
+    if args.eval_steps and len(validation_set) and not state["step"]:
+        metrics.write(step=0, **validate(accelerator, model, validation_loader))  # where the curve begins
     meter.start()
     for step in range(state["step"], args.max_train_steps):
         torch.manual_seed(batches.dropout_seed(args.seed, step, accelerator.process_index))
