@@ -28,7 +28,8 @@ class DNABert2Config(PreTrainedConfig):
         pad_token_id, tie_word_embeddings: as in transformers; the base class of version 5 has neither.
 
     Raises:
-        ValueError: if a size is not a positive whole number, or `hidden_size` is not a multiple of `num_attention_heads`.
+        ValueError: for a size that is not a positive whole number, or a `hidden_size` that is not a multiple of
+            `num_attention_heads`.
     """
 
     model_type = "dnabert2"

@@ -64,9 +64,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path):
 
 def save_model(accelerator: Accelerator, model, tokenizer: PreTrainedTokenizerBase, folder: Path):
     """Saves what `from_pretrained` needs: weights, configuration, code and tokenizer. Call it on every process."""
+    model = accelerator.unwrap_model(model, keep_torch_compile=False)  # a compiled model's names begin with _orig_mod.
     state_dict = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state_dict)
+        model.save_pretrained(folder, state_dict=state_dict)
         save_tokenizer(tokenizer, folder)
 
 

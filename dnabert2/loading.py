@@ -55,11 +55,19 @@ def load_model(
     A pretrained model for masked language modelling, in float32 whatever it is stored in: training needs it.
 
     Raises:
-        UsageError: if the tokenizer has more tokens than the model.
+        UsageError: if weights are missing, or the tokenizer has more tokens than the model.
     """
-    model = AutoModelForMaskedLM.from_pretrained(
-        name_or_path, trust_remote_code=is_trusted(name_or_path, trust_remote_code), dtype="float32"
+    model, loading = AutoModelForMaskedLM.from_pretrained(
+        name_or_path,
+        trust_remote_code=is_trusted(name_or_path, trust_remote_code),
+        dtype="float32",
+        output_loading_info=True,
     )
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"{name_or_path} lacks {len(missing)} of this model's weights, as {missing[0]}: they would be drawn at "
+            "random. Give a checkpoint of masked language modelling"
+        )
     if len(tokenizer) > model.config.vocab_size:
         raise UsageError(
             f"the tokenizer has {len(tokenizer)} tokens and {name_or_path} only {model.config.vocab_size}: "
