@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -45,7 +45,7 @@ def training_step(accelerator: Accelerator, model: torch.nn.Module, micro_batche
     A mean of means would give a token in a micro-batch with few masked ones a larger weight.
     """
     masked = sum((batch["labels"] != batches.IGNORE_INDEX).sum() for batch in micro_batches)
-    masked = accelerator.reduce(masked.to(accelerator.device), reduction="sum")
+    masked = accelerator.reduce(masked.to(accelerator.device), reduction="sum").clamp(min=1)
     loss = torch.zeros((), device=accelerator.device)
     for i, batch in enumerate(micro_batches):
         batch = {key: tensor.to(accelerator.device, non_blocking=True) for key, tensor in batch.items()}
@@ -71,15 +71,21 @@ def validate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
         totals += torch.stack([outputs.loss.double(), correct.double(), torch.tensor(len(labels)).to(correct)])
     model.train()
     loss, correct, masked = accelerator.reduce(totals, reduction="sum").tolist()
+    if not masked:  # a split of a few tokens
+        return {}
     return {"validation_loss": loss / masked, "validation_accuracy": correct / masked}
 
 
 def main():
     args = parse_args(__doc__)
     # Other processes wait while the first one tokenises the corpus: longer than the ten minutes NCCL allows.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    # Accumulation is ours: the launcher's number would only divide the loss.
+    accelerator = Accelerator(
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
     check_args(args, accelerator.num_processes)
-    arguments = checkpoints.arguments_of_run(args)
+    arguments = checkpoints.arguments_of_run(args) | {"mixed_precision": accelerator.mixed_precision}
     checkpoint = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     state = {"step": 0}
     if checkpoint:
@@ -99,6 +105,8 @@ def main():
             validation_percentage=args.validation_split_percentage,
             num_proc=args.preprocessing_num_workers,
         )
+    if state.setdefault("corpus", data.fingerprint) != data.fingerprint:
+        raise UsageError(f"{checkpoint} is of a run on other sequences: the files of --train_file have changed since")
     if args.num_train_epochs:
         args.max_train_steps = math.ceil(args.num_train_epochs * len(data.train) / args.total_train_batch_size)
 
@@ -175,22 +183,25 @@ def main():
 
         done = step + 1
         is_last = done == args.max_train_steps
+        is_saved = args.checkpointing_steps and done % args.checkpointing_steps == 0
+        is_logged = is_last or done % args.logging_steps == 0
+        if (is_logged or is_saved) and not math.isfinite(loss.item()):
+            raise UsageError(f"the loss is {loss.item()} at step {done}: lower --learning_rate")
         values = {}
-        if is_last or done % args.logging_steps == 0:
+        if is_logged:
             values = {"loss": loss.item(), "learning_rate": learning_rate, "grad_norm": grad_norm.item()}
             values |= meter.read()
             progress.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_second']:,.0f}")
-            if not math.isfinite(values["loss"]):
-                raise UsageError(f"the loss is {values['loss']} at step {done}: lower --learning_rate")
         with meter.paused():
             if len(validation_set) and (is_last or (args.eval_steps and done % args.eval_steps == 0)):
                 validation = validate(accelerator, model, validation_loader)
-                progress.write(f"Step {done:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in validation.items()))
+                if accelerator.is_main_process:
+                    progress.write(f"Step {done:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in validation.items()))
                 values |= validation
             if values:
                 metrics.write(step=done, **values)
-            if args.checkpointing_steps and done % args.checkpointing_steps == 0:
-                state = {"step": done, "scheduler": scheduler.state_dict(), "arguments": arguments}
+            if is_saved:
+                state |= {"step": done, "scheduler": scheduler.state_dict(), "arguments": arguments}
                 checkpoints.save_checkpoint(accelerator, args.output_dir / f"checkpoint-{done}", state)
     progress.close()
 

@@ -123,11 +123,14 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     The checkpoint to go on from, or None for a new run.
 
     Raises:
-        UsageError: for something else than a checkpoint, and for an output folder with a run nobody asked to resume.
+        UsageError: for something else than a checkpoint, for an output folder with a run nobody asked to resume, and
+            for one that cannot be made.
     """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir {output_dir} is no folder and cannot become one: {error.strerror}") from error
     if resume_from_checkpoint is None:
-        if output_dir.exists() and not output_dir.is_dir():
-            raise UsageError(f"--output_dir {output_dir} is a file: name a folder")
         if (output_dir / METRICS_FILE).exists():
             raise UsageError(
                 f"{output_dir} holds a run already: add --resume_from_checkpoint latest, or name another --output_dir"
@@ -163,16 +166,15 @@ class MetricsFile:
     """
     `metrics.jsonl`: one JSON object a line and step, flushed line by line; `last` holds the newest value of each key.
 
-    Resuming at a step keeps the lines up to it and drops a torn last one: no step is lost and none is doubled. The
-    main process alone writes.
+    Resuming at a step keeps the lines up to it and drops a torn last one: no step is lost and none is doubled. At step
+    0 a run begins anew and nothing is kept. The main process alone writes.
     """
 
     def __init__(self, path: Path, last_step: int, accelerator: Accelerator):
         self.last, self.file = {}, None
         if not accelerator.is_main_process:
             return
-        text = path.read_text() if path.exists() else ""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if last_step and path.exists() else ""
         temporary = path.with_suffix(".tmp")
         self.file = temporary.open("w")
         for line in text.splitlines():

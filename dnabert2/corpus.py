@@ -68,6 +68,7 @@ class Corpus:
     train: Windows
     validation: Windows
     files: list[dict]  # one summary a file, as `prepare_file` writes it
+    fingerprint: str  # of the content of files and tokenizer, and of the options
 
     def total(self, key: str) -> int:
         return sum(summary[key] for summary in self.files)
@@ -136,11 +137,11 @@ def prepare_file(path: Path, tokenizer_json: str, max_seq_length: int, validatio
 
 
 def cache_entry(
-    path: Path, tokenizer_json: str, max_seq_length: int, validation_percentage: float, cache_dir: Path
+    sha256: str, tokenizer_json: str, max_seq_length: int, validation_percentage: float, cache_dir: Path
 ) -> Path:
     options = [CACHE_VERSION, REGION_WINDOWS, max_seq_length, validation_percentage]
     tokenizer_sha256 = hashlib.sha256(tokenizer_json.encode()).hexdigest()
-    key = json.dumps([file_sha256(path), tokenizer_sha256, *options])
+    key = json.dumps([sha256, tokenizer_sha256, *options])
     return cache_dir / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -165,20 +166,30 @@ def prepare_corpus(
 
     Raises:
         SequenceFileError: for a file that cannot be read.
-        UsageError: if no window comes out of all of them, or the tokenizer's ids do not fit in 16 bits.
+        UsageError: if no window comes out of all of them, a file is for training and validation, or the tokenizer's
+            ids do not fit in 16 bits.
     """
     if len(tokenizer) > 2**16:
         raise UsageError(f"the tokenizer has {len(tokenizer)} tokens; ids are stored in 16 bits: at most 65,536")
     if max_seq_length < 3:
         raise UsageError(f"max_seq_length is {max_seq_length}: [CLS], a token and [SEP] need at least 3")
     cache_dir = Path(cache_dir).expanduser()
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--cache_dir {cache_dir} is no folder and cannot become one: {error.strerror}") from error
     tokenizer_json = tokenizer.backend_tokenizer.to_str()
     percentages = dict.fromkeys(files, 0.0 if validation_files else validation_percentage)
     percentages |= dict.fromkeys(validation_files, 100.0)
+    digests = {path: file_sha256(path) for path in [*files, *validation_files]}
+    training = {digests[path]: path for path in files}
+    for path in validation_files:
+        if digests[path] in training:
+            raise UsageError(f"{path} is for validation, and {training[digests[path]]}, the same, for training")
 
     jobs = {}
     for path, percentage in percentages.items():
-        entry = cache_entry(path, tokenizer_json, max_seq_length, percentage, cache_dir)
+        entry = cache_entry(digests[path], tokenizer_json, max_seq_length, percentage, cache_dir)
         jobs[entry] = (path, tokenizer_json, max_seq_length, percentage, entry)
     # the largest first, so that no process is left alone with one at the end
     missing = sorted((job for job in jobs.values() if not job[-1].exists()), key=lambda job: -job[0].stat().st_size)
@@ -188,15 +199,18 @@ def prepare_corpus(
     train, validation = (
         Windows([np.load(entry / f"{split}.npy", mmap_mode="r") for entry in jobs]) for split in SPLITS
     )
-    corpus = Corpus(train, validation, summaries)
+    fingerprint = hashlib.sha256(" ".join(entry.name for entry in jobs).encode()).hexdigest()
+    corpus = Corpus(train, validation, summaries, fingerprint)
     for summary in summaries:
         if not sum(summary["windows"].values()):
             logger.warning("%s: no sequence is long enough for a window of %d tokens", summary["name"], max_seq_length)
-    if not len(train):
-        raise UsageError(
-            f"no window of {max_seq_length} tokens in {len(files)} file(s) with {corpus.total('bases')} bases: "
-            "give longer sequences or a smaller --max_seq_length"
-        )
+    for windows, paths in ((train, files), (validation, validation_files)):
+        if paths and not len(windows):
+            others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            raise UsageError(
+                f"{paths[0]}{others}: no sequence is long enough for a window of {max_seq_length} tokens; "
+                "give longer ones or a smaller --max_seq_length"
+            )
     return corpus
 
 

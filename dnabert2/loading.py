@@ -1,6 +1,8 @@
 """Models and tokenizers for the scripts, always through the `Auto*` classes: the remote code is never imported."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,8 +18,19 @@ def is_trusted(name_or_path: str | Path, trust_remote_code: bool) -> bool:
     return trust_remote_code or Path(name_or_path).is_dir()
 
 
+@contextmanager
+def _errors_name(source: str | Path) -> Iterator[None]:
+    """Turns what transformers raises for a missing or broken file, or an impossible value, into a UsageError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # their first line says what, the others how the Hub works
+        raise UsageError(f"{source}: {str(error).strip().splitlines()[0]}") from error
+
+
 def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=is_trusted(name_or_path, trust_remote_code))
+    trust_remote_code = is_trusted(name_or_path, trust_remote_code)
+    with _errors_name(name_or_path):
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 
 def new_model(
@@ -34,17 +47,25 @@ def new_model(
             `config.json`. The root's code and full `auto_map` travel with what such a model saves.
         tokenizer: decides `vocab_size` and `pad_token_id`.
         overrides: single values on top, as "hidden_size=256,num_hidden_layers=4".
+
+    Raises:
+        UsageError: for a file that is missing or broken, and for names and values that a configuration has not.
     """
-    if str(config_name).endswith(".json"):
-        sizes = json.loads(Path(config_name).read_text())
-        config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True, **sizes)
-    else:
-        trust_remote_code = is_trusted(config_name, trust_remote_code)
-        config = AutoConfig.from_pretrained(config_name, trust_remote_code=trust_remote_code)
-    if overrides:
-        config.update_from_string(overrides)
-    config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
-    config = type(config)(**config.to_dict())  # checks the sizes that were laid over
+    with _errors_name(config_name):
+        if str(config_name).endswith(".json"):
+            config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
+            sizes = json.loads(Path(config_name).read_text())
+            if unknown := sorted(sizes.keys() - config.to_dict().keys()):
+                raise UsageError(f"a configuration has no {unknown[0]}")  # transformers would drop it in silence
+            config.update(sizes)
+        else:
+            trust_remote_code = is_trusted(config_name, trust_remote_code)
+            config = AutoConfig.from_pretrained(config_name, trust_remote_code=trust_remote_code)
+    with _errors_name(f"--config_overrides {overrides}" if overrides else config_name):
+        if overrides:
+            config.update_from_string(overrides)
+        config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+        config = type(config)(**config.to_dict())  # checks the sizes that were laid over
     return AutoModelForMaskedLM.from_config(config, trust_remote_code=True)
 
 
@@ -55,14 +76,15 @@ def load_model(
     A pretrained model for masked language modelling, in float32 whatever it is stored in: training needs it.
 
     Raises:
-        UsageError: if weights are missing, or the tokenizer has more tokens than the model.
+        UsageError: if there is none, weights are missing, or the tokenizer has more tokens than the model.
     """
-    model, loading = AutoModelForMaskedLM.from_pretrained(
-        name_or_path,
-        trust_remote_code=is_trusted(name_or_path, trust_remote_code),
-        dtype="float32",
-        output_loading_info=True,
-    )
+    with _errors_name(name_or_path):
+        model, loading = AutoModelForMaskedLM.from_pretrained(
+            name_or_path,
+            trust_remote_code=is_trusted(name_or_path, trust_remote_code),
+            dtype="float32",
+            output_loading_info=True,
+        )
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"{name_or_path} lacks {len(missing)} of this model's weights, as {missing[0]}: they would be drawn at "

@@ -1,12 +1,15 @@
 """The arguments of run_mlm.py, named as in transformers' run_mlm_no_trainer.py where the meaning is the same."""
 
 import argparse
+import math
 from pathlib import Path
-
-from transformers import SchedulerType
 
 from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT
+
+
+# transformers' schedules that need nothing but the numbers of steps
+SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt".split()
 
 
 def parse_args(description: str) -> argparse.Namespace:
@@ -74,7 +77,7 @@ def parse_args(description: str) -> argparse.Namespace:
     recipe.add_argument("--num_train_epochs", type=float, help="passes over the corpus, instead of --max_train_steps")
     recipe.add_argument("--learning_rate", type=float, default=5e-4, help="its highest value (default: 5e-4)")
     recipe.add_argument(
-        "--lr_scheduler_type", type=SchedulerType, choices=list(SchedulerType), default=SchedulerType.LINEAR
+        "--lr_scheduler_type", choices=SCHEDULES, default="linear", help="after the warm-up (default: linear, to 0)"
     )
     recipe.add_argument("--num_warmup_steps", type=int, default=30_000, help="steps from 0 up (default: 30,000)")
     recipe.add_argument("--weight_decay", type=float, default=1e-5, help="not on biases and LayerNorm (default: 1e-5)")
@@ -108,16 +111,22 @@ def check_args(args: argparse.Namespace, num_processes: int):
         "max_train_steps",
         "num_train_epochs",
         "learning_rate",
+        "adam_epsilon",
         "max_grad_norm",
     ]
     positive += ["logging_steps", "eval_steps", "checkpointing_steps", "preprocessing_num_workers"]
     for name in positive:
         value = getattr(args, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name} must be greater than 0, is {value}")
-    for name in ["num_warmup_steps", "weight_decay", "dataloader_num_workers", "seed"]:
-        if getattr(args, name) < 0:
+    for name in ["num_warmup_steps", "weight_decay", "dataloader_num_workers"]:
+        if not 0 <= getattr(args, name) < math.inf:
             raise UsageError(f"--{name} must not be negative, is {getattr(args, name)}")
+    if not 0 <= args.seed < 2**32:
+        raise UsageError(f"--seed must be from 0 to 2^32 - 1, is {args.seed}")
+    for name in ["adam_beta1", "adam_beta2"]:
+        if not 0 <= getattr(args, name) < 1:
+            raise UsageError(f"--{name} must be from 0 to below 1, is {getattr(args, name)}")
     if not 0 < args.mlm_probability <= 1:
         raise UsageError(f"--mlm_probability must be above 0 and at most 1, is {args.mlm_probability}")
     if not 0 <= args.validation_split_percentage < 100:
