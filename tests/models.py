@@ -1,5 +1,5 @@
-"""Models and reference cases for tests: tiny configurations, models built from the repository's remote code, and the
-released DNABERT-2 code's weights, inputs and outputs."""
+"""What tests of the model share: tiny configurations, models built from the repository's remote code, batches, the
+released DNABERT-2 code's weights, inputs and outputs, and comparisons."""
 
 import json
 import shutil
@@ -10,11 +10,25 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE_FILES = ("configuration_dnabert2.py", "modeling_dnabert2.py")
+BACK_ENDS = ("eager", "sdpa")
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+AUTO_CLASSES = (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 TINY = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -93,6 +107,21 @@ def padded_batch(length=24, seed=1):
     chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < 0.33
     labels = ids.masked_fill(~(chosen & mask.bool()), -100)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def worst(actual, expected):
+    """The largest absolute difference; NaN, which no bound admits, if there is a NaN."""
+    return (actual.detach().double() - expected.detach().double()).abs().max().item()
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_equal_tensors(model, other):
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 @dataclass
