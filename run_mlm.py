@@ -103,7 +103,6 @@ def main():
             cache_dir=args.cache_dir,
             validation_files=expand_files(args.validation_file) if args.validation_file else (),
             validation_percentage=args.validation_split_percentage,
-            num_proc=args.preprocessing_num_workers,
         )
     if state.setdefault("corpus", data.fingerprint) != data.fingerprint:
         raise UsageError(f"{checkpoint} is of a run on other sequences: the files of --train_file have changed since")
@@ -211,6 +210,9 @@ def main():
         results |= corpus.unigram_baseline(data)
     if accelerator.is_main_process:
         (args.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+    # Nobody leaves before all is saved. Without it gloo can hang: a process that frees its model right after a
+    # reduction holds the GIL and waits for gloo's thread, which waits for the GIL to free the reduced tensors.
+    accelerator.wait_for_everyone()
     accelerator.print(f"Saved to {args.output_dir}")
     accelerator.end_training()
 

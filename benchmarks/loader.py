@@ -46,9 +46,7 @@ def main():
     print(f"{os.cpu_count()} cores\n\n| tokens a sequence | workers | thousand tokens a second |\n|--:|--:|--:|")
     for length in args.max_seq_length:
         start = time.perf_counter()
-        corpus = prepare_corpus(
-            files, tokenizer, max_seq_length=length, cache_dir=args.cache_dir, num_proc=os.cpu_count()
-        )
+        corpus = prepare_corpus(files, tokenizer, max_seq_length=length, cache_dir=args.cache_dir)
         prepared = time.perf_counter() - start
         dataset = MaskedWindows(corpus.train, tokenizer, mlm_probability=0.15, seed=42)
         for num_workers in args.num_workers:

@@ -112,7 +112,6 @@ FREE_ON_RESUME = {
     "logging_steps",
     "eval_steps",
     "per_device_eval_batch_size",
-    "preprocessing_num_workers",
     "dataloader_num_workers",
     "cache_dir",
 }
@@ -120,7 +119,7 @@ FREE_ON_RESUME = {
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
     """
-    The checkpoint to go on from, or None for a new run.
+    The checkpoint to go on from, or None for a new run; makes the output folder.
 
     Raises:
         UsageError: for something else than a checkpoint, for an output folder with a run nobody asked to resume, and

@@ -14,10 +14,8 @@ tokenises that file alone, and an interrupted preparation goes on where it was.
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -36,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 1  # part of every cache key: a change of what is stored must change it
 REGION_WINDOWS = 32
+BATCH_BASES = 20_000_000  # given to the tokenizer at a time, which shares them out over the cores
 BASES_A_TOKEN = 5  # about what the BPE vocabulary of 4,096 gives; decides the length of regions, nothing else
 SPLITS = ("train", "validation")
 
@@ -101,7 +100,9 @@ def cut_windows(tokens: np.ndarray, max_seq_length: int, cls_token_id: int, sep_
     return windows
 
 
-def prepare_file(path: Path, tokenizer_json: str, max_seq_length: int, validation_percentage: float, entry: Path):
+def prepare_file(
+    path: Path, tokenizer_json: str, max_seq_length: int, validation_percentage: float, entry: Path, progress: tqdm
+):
     """Tokenises one file into its cache entry: `train.npy`, `validation.npy` and `summary.json`, all or nothing."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
     cls_token_id, sep_token_id = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
@@ -111,13 +112,15 @@ def prepare_file(path: Path, tokenizer_json: str, max_seq_length: int, validatio
     windows = {split: [np.empty((0, max_seq_length), dtype=np.uint16)] for split in SPLITS}
     bases, tokens, index = 0, 0, 0
     remaining = regions(path, max_seq_length)
-    while batch := list(islice(remaining, 64)):
+    regions_at_once = max(1, BATCH_BASES // region_bases(max_seq_length))
+    while batch := list(islice(remaining, regions_at_once)):
         for region, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
             ids = np.array(encoding.ids, dtype=np.uint16)
             before, after = (int((index + i) * validation_percentage / 100 + phase) for i in range(2))
             split = "validation" if after > before else "train"
             windows[split].append(cut_windows(ids, max_seq_length, cls_token_id, sep_token_id))
             bases, tokens, index = bases + len(region), tokens + len(ids), index + 1
+        progress.update(sum(map(len, batch)))
 
     arrays = {split: np.concatenate(windows[split]) for split in SPLITS}
     vocab_size = tokenizer.get_vocab_size()
@@ -153,10 +156,9 @@ def prepare_corpus(
     cache_dir: str | os.PathLike,
     validation_files: Sequence[Path] = (),
     validation_percentage: float = 1.0,
-    num_proc: int = 1,
 ) -> Corpus:
     """
-    Tokenises files that are not in the cache yet, `num_proc` at a time, and opens all of them.
+    Tokenises files that are not in the cache yet, a batch of regions at a time on all cores, and opens all of them.
 
     Args:
         files: sequence files, as `expand_files` gives them; of each, `validation_percentage` % of the regions are
@@ -191,9 +193,13 @@ def prepare_corpus(
     for path, percentage in percentages.items():
         entry = cache_entry(digests[path], tokenizer_json, max_seq_length, percentage, cache_dir)
         jobs[entry] = (path, tokenizer_json, max_seq_length, percentage, entry)
-    # the largest first, so that no process is left alone with one at the end
-    missing = sorted((job for job in jobs.values() if not job[-1].exists()), key=lambda job: -job[0].stat().st_size)
-    _prepare_files(missing, num_proc)
+    missing = [job for job in jobs.values() if not job[-1].exists()]
+    # Said outright, it keeps tokenizers from warning when the data loader forks its workers.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    with tqdm(desc="Tokenising", unit=" bases", unit_scale=True, disable=not missing) as progress:
+        for number, job in enumerate(missing, start=1):
+            progress.set_postfix_str(f"file {number} of {len(missing)}, {job[0].name}")
+            prepare_file(*job, progress)
 
     summaries = [json.loads((entry / "summary.json").read_text()) for entry in jobs]
     train, validation = (
@@ -212,30 +218,6 @@ def prepare_corpus(
                 "give longer ones or a smaller --max_seq_length"
             )
     return corpus
-
-
-def _prepare_files(jobs: list[tuple], num_proc: int):
-    if not jobs:
-        return
-    total = sum(job[0].stat().st_size for job in jobs)
-    with tqdm(total=total, desc="Tokenising", unit="B", unit_scale=True) as progress:
-        if num_proc == 1 or len(jobs) == 1:
-            for job in jobs:
-                prepare_file(*job)
-                progress.update(job[0].stat().st_size)
-            return
-        # Fresh processes: a fork would copy the tokenizer's thread pool in whatever state it is. One thread each.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(num_proc, len(jobs)), mp_context=context) as pool:
-            futures = {pool.submit(prepare_file, *job): job[0] for job in jobs}
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    progress.update(futures[future].stat().st_size)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
 
 def unigram_baseline(corpus: Corpus) -> dict[str, float]:

@@ -53,9 +53,6 @@ def parse_args(description: str) -> argparse.Namespace:
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens a sequence (default: 128, ~600 bases)")
     data.add_argument("--mlm_probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
     data.add_argument(
-        "--preprocessing_num_workers", type=int, default=1, help="processes that tokenise, each a file (default: 1)"
-    )
-    data.add_argument(
         "--dataloader_num_workers", type=int, default=2, help="processes that mask and load; 0: none (default: 2)"
     )
     data.add_argument(
@@ -114,7 +111,7 @@ def check_args(args: argparse.Namespace, num_processes: int):
         "adam_epsilon",
         "max_grad_norm",
     ]
-    positive += ["logging_steps", "eval_steps", "checkpointing_steps", "preprocessing_num_workers"]
+    positive += ["logging_steps", "eval_steps", "checkpointing_steps"]
     for name in positive:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:

@@ -1,0 +1,232 @@
+"""Masks and order of the training windows: right in their statistics, and a pure function of (seed, step).
+
+pytest tests/test_batches.py
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnabert2 import batches
+from dnabert2.corpus import Windows
+from dnabert2.loading import ROOT, load_tokenizer
+
+
+ROWS, LENGTH = 3000, 64
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(ROOT / "bpe_tokenizer")
+
+
+@pytest.fixture(scope="module")
+def windows(tokenizer):
+    """Random windows of ordinary tokens, in two parts."""
+    tokens = np.random.default_rng(0).integers(5, len(tokenizer), (ROWS, LENGTH)).astype(np.uint16)
+    tokens[:, 0], tokens[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return Windows([tokens[:1000], tokens[1000:]])
+
+
+@pytest.fixture(scope="module")
+def masked_windows(windows, tokenizer):
+    return batches.MaskedWindows(windows, tokenizer, mlm_probability=0.15, seed=7)
+
+
+def whole_epoch(masked_windows, epoch=0):
+    batch = masked_windows.__getitems__([(epoch, row) for row in range(len(masked_windows))])
+    return batch["input_ids"].numpy(), batch["labels"].numpy()
+
+
+def assert_share(is_hit, probability):
+    """The share of hits is the probability's, within four standard deviations of a binomial."""
+    deviation = np.sqrt(probability * (1 - probability) / is_hit.size)
+    assert abs(is_hit.mean() - probability) < 4 * deviation
+
+
+def step_rows(num_rows=10, total=8, micro=2, first=0, last=5, seed=3, index=0, processes=1):
+    """Micro-batches of one process."""
+    return list(
+        batches.StepSampler(
+            num_rows,
+            total_batch_size=total,
+            micro_batch_size=micro,
+            first_step=first,
+            last_step=last,
+            seed=seed,
+            process_index=index,
+            num_processes=processes,
+        )
+    )
+
+
+def joined(micro_batches):
+    return [key for batch in micro_batches for key in batch]
+
+
+# --- masks -------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_chosen_and_replaced_by_15_and_80_10_10_percent(masked_windows, windows, tokenizer):
+    tokens = windows[range(ROWS)]
+    input_ids, labels = whole_epoch(masked_windows)
+    is_chosen = labels != batches.IGNORE_INDEX
+    assert (input_ids[~is_chosen] == tokens[~is_chosen]).all()
+    assert (labels[is_chosen] == tokens[is_chosen]).all()
+    assert_share(is_chosen[:, 1:-1], 0.15)
+    chosen, originals = input_ids[is_chosen], tokens[is_chosen]
+    by_chance = 0.1 / len(masked_windows.ordinary_ids)  # a random token can be the original one
+    assert_share(chosen == tokenizer.mask_token_id, 0.8)
+    assert_share(chosen == originals, 0.1 + by_chance)
+    assert_share((chosen != originals) & (chosen != tokenizer.mask_token_id), 0.1 - by_chance)
+
+
+def test_tokens_are_chosen_each_by_itself(masked_windows):
+    is_chosen = whole_epoch(masked_windows)[1][:, 1:-1] != batches.IGNORE_INDEX
+    assert_share(is_chosen[:, 1:] & is_chosen[:, :-1], 0.15**2)  # neighbours
+    counts = is_chosen.sum(axis=1)  # of a row: binomial, not a fixed number
+    variance = is_chosen.shape[1] * 0.15 * 0.85
+    assert abs(counts.var() / variance - 1) < 4 * np.sqrt(2 / ROWS)
+
+
+def test_special_tokens_are_neither_chosen_nor_drawn(masked_windows, windows, tokenizer):
+    tokens = windows[range(ROWS)]
+    for epoch in range(3):
+        input_ids, labels = whole_epoch(masked_windows, epoch)
+        assert (labels[:, [0, -1]] == batches.IGNORE_INDEX).all()
+        assert (input_ids[:, 0] == tokenizer.cls_token_id).all() and (input_ids[:, -1] == tokenizer.sep_token_id).all()
+        is_random = (input_ids != tokens) & (input_ids != tokenizer.mask_token_id)
+        assert not set(input_ids[is_random]) & set(tokenizer.all_special_ids)
+    everything = batches.MaskedWindows(windows, tokenizer, mlm_probability=1.0, seed=7)
+    labels = everything.__getitems__([(0, 0)])["labels"][0]
+    assert (labels != batches.IGNORE_INDEX).tolist() == [False] + [True] * (LENGTH - 2) + [False]
+
+
+def test_random_tokens_are_drawn_from_the_whole_vocabulary(masked_windows, windows, tokenizer):
+    input_ids, _ = whole_epoch(masked_windows)
+    changed = input_ids[(input_ids != windows[range(ROWS)]) & (input_ids != tokenizer.mask_token_id)]
+    assert changed.min() < 5 + 30 and changed.max() > len(tokenizer) - 30
+    assert_share(changed < (5 + len(tokenizer)) // 2, 0.5)
+
+
+def test_a_row_has_the_same_mask_in_any_batch(masked_windows):
+    keys = [(0, 5), (1, 2999), (0, 1200), (2, 5)]
+    together = masked_windows.__getitems__(keys)
+    for i, key in enumerate(keys):
+        alone = masked_windows.__getitems__([key])
+        assert all(torch.equal(together[name][i], alone[name][0]) for name in ("input_ids", "labels"))
+
+
+def test_a_row_has_other_masks_in_other_epochs_rows_and_seeds(masked_windows, windows, tokenizer):
+    other_seed = batches.MaskedWindows(windows, tokenizer, mlm_probability=0.15, seed=8)
+
+    def chosen(dataset, epoch, rows):
+        keys = [(epoch, row) for row in rows]
+        return dataset.__getitems__(keys)["labels"].numpy()[:, 1:-1] != batches.IGNORE_INDEX
+
+    first = chosen(masked_windows, 0, range(1000))
+    for other in (
+        chosen(masked_windows, 1, range(1000)),
+        chosen(masked_windows, 0, range(1000, 2000)),
+        chosen(other_seed, 0, range(1000)),
+    ):
+        assert_share(first & other, 0.15**2)  # independent
+
+
+# --- order -------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_comes_once_an_epoch_in_another_order_each(masked_windows):
+    keys = joined(step_rows(num_rows=40, total=8, last=15))
+    orders = [[row for epoch, row in keys if epoch == e] for e in range(3)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != list(range(40))
+    assert [epoch for epoch, _ in keys] == [0] * 40 + [1] * 40 + [2] * 40
+    assert joined(step_rows(num_rows=40, total=8, last=15, seed=4)) != keys
+
+
+def test_batches_span_epochs_without_a_gap():
+    keys = joined(step_rows(num_rows=10, total=8, last=5))
+    assert len(keys) == 40
+    assert [epoch for epoch, _ in keys] == sorted(e for e in range(4) for _ in range(10))
+    smaller_than_a_batch = joined(step_rows(num_rows=3, total=8, last=3))
+    assert [epoch for epoch, _ in smaller_than_a_batch] == [position // 3 for position in range(24)]
+
+
+sizes = st.integers(1, 30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_rows=sizes, micro=st.integers(1, 4), accumulation=st.integers(1, 3), first=st.integers(0, 12), seed=sizes)
+def test_starting_at_a_step_gives_the_tail_of_the_sequence(num_rows, micro, accumulation, first, seed):
+    arguments = {"num_rows": num_rows, "micro": micro, "total": micro * accumulation, "last": 12, "seed": seed}
+    assert step_rows(first=first, **arguments) == step_rows(**arguments)[first * accumulation :]
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_rows=sizes, micro=st.integers(1, 3), accumulation=st.integers(1, 3), processes=st.integers(1, 4))
+def test_shares_of_processes_make_up_the_batch_of_one(num_rows, micro, accumulation, processes):
+    arguments = {"num_rows": num_rows, "micro": micro, "total": micro * accumulation * processes, "last": 6}
+    whole = joined(step_rows(**arguments))
+    shares = [step_rows(index=index, processes=processes, **arguments) for index in range(processes)]
+    assert all(len(batch) == micro for share in shares for batch in share)
+    steps = [
+        key
+        for step in range(6)
+        for share in shares
+        for key in joined(share[step * accumulation : (step + 1) * accumulation])
+    ]
+    assert steps == whole
+    assert len(set(steps)) == len(steps)  # disjoint: every (epoch, row) once
+
+
+def test_the_sampler_knows_its_length():
+    sampler = batches.StepSampler(
+        10, total_batch_size=12, micro_batch_size=3, first_step=2, last_step=7, seed=0, num_processes=2
+    )
+    assert len(sampler) == len(list(sampler)) == 10
+
+
+# --- loaders and random streams ----------------------------------------------------------------------------------
+
+
+def test_the_loader_gives_the_same_batches_with_and_without_workers(masked_windows):
+    sampler = batches.StepSampler(ROWS, total_batch_size=32, micro_batch_size=8, first_step=1, last_step=6, seed=1)
+    alone, shared = (list(batches.training_loader(masked_windows, sampler, workers)) for workers in (0, 2))
+    assert len(alone) == len(shared) == 20
+    for one, other, keys in zip(alone, shared, sampler, strict=True):
+        expected = masked_windows.__getitems__(keys)
+        for name in ("input_ids", "labels"):
+            assert torch.equal(one[name], other[name]) and torch.equal(one[name], expected[name])
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_validation_sees_every_row_once_and_always_under_the_same_mask(masked_windows, processes):
+    loaders = [batches.validation_loader(masked_windows, 128, index, processes) for index in range(processes)]
+    labels = [torch.cat([batch["labels"] for batch in loader]) for loader in loaders]
+    whole = torch.empty(ROWS, LENGTH, dtype=torch.long)
+    for index in range(processes):
+        whole[index::processes] = labels[index]
+    assert torch.equal(whole, torch.from_numpy(whole_epoch(masked_windows, epoch=0)[1]))
+
+
+def test_random_streams_of_other_seeds_purposes_and_keys_differ():
+    streams = [
+        batches.random_stream(seed, purpose, *key).integers(2**63, size=2).tobytes()
+        for seed in (0, 1)
+        for purpose in (batches.ORDER, batches.MASK, batches.DROPOUT)
+        for key in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert len(set(streams)) == len(streams)
+    assert batches.random_stream(5, 1, 2, 3).random() == batches.random_stream(5, 1, 2, 3).random()
+    long_stream = batches.random_stream(0, batches.MASK, 0, 0).integers(2**63, size=100_000)
+    assert batches.random_stream(0, batches.MASK, 0, 1).integers(2**63) not in long_stream  # no overlap of rows
+
+
+def test_dropout_seeds_differ_by_step_process_and_seed():
+    seeds = {batches.dropout_seed(seed, step, index) for seed in (1, 2) for step in range(50) for index in range(4)}
+    assert len(seeds) == 400
+    assert batches.dropout_seed(1, 2, 3) == batches.dropout_seed(1, 2, 3)
+    torch.manual_seed(max(seeds))  # torch takes them all

@@ -1,0 +1,193 @@
+"""Checkpoints are whole or absent, and a run goes on from one only as the run it was.
+
+pytest tests/test_checkpoints.py
+"""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+
+from dnabert2 import checkpoints
+from dnabert2.errors import UsageError
+from dnabert2.loading import ROOT, load_tokenizer
+
+
+MAIN, OTHER = (SimpleNamespace(is_main_process=is_main) for is_main in (True, False))
+
+
+def make_checkpoint(output_dir, step, name=None):
+    folder = output_dir / (name or f"checkpoint-{step}")
+    folder.mkdir(parents=True)
+    (folder / checkpoints.STATE_FILE).write_text(json.dumps({"step": step}))
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- whole folders -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_under_its_name_only_when_whole(tmp_path):
+    folder = tmp_path / "deep" / "entry"
+    with checkpoints.whole_folder(folder) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_text("all of it")
+        assert not folder.exists() and temporary.parent == folder.parent
+    assert (folder / "sub" / "file").read_text() == "all of it"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_exception_leaves_nothing_and_keeps_an_older_folder(tmp_path):
+    folder = tmp_path / "entry"
+    for attempt in ("first", "second"):
+        with pytest.raises(RuntimeError), checkpoints.whole_folder(folder) as temporary:
+            (temporary / "file").write_text(attempt)
+            raise RuntimeError
+        assert list(tmp_path.iterdir()) == []
+    with checkpoints.whole_folder(folder) as temporary:
+        (temporary / "old").write_text("old")
+    with pytest.raises(KeyboardInterrupt), checkpoints.whole_folder(folder) as temporary:
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_whole_folder_replaces_an_older_one(tmp_path):
+    folder = tmp_path / "entry"
+    for name in ("old", "new"):
+        with checkpoints.whole_folder(folder) as temporary:
+            (temporary / name).write_text(name)
+    assert [path.name for path in folder.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_process_killed_on_the_way_leaves_no_folder_of_that_name(tmp_path):
+    code = "import os, sys, pathlib; from dnabert2.checkpoints import whole_folder\n"
+    code += (
+        "with whole_folder(pathlib.Path(sys.argv[1])) as t: (t / 'half').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "checkpoint-3"], cwd=ROOT).returncode == -9
+    (left,) = tmp_path.iterdir()
+    (left / checkpoints.STATE_FILE).write_text("{}")  # as if it had died when all was written and nothing named
+    assert ".tmp" in left.name
+    assert checkpoints.latest_checkpoint(tmp_path) is None
+
+
+# --- which checkpoint --------------------------------------------------------------------------------------------
+
+
+def test_the_latest_checkpoint_is_the_whole_one_of_the_highest_step(tmp_path):
+    assert checkpoints.latest_checkpoint(tmp_path) is checkpoints.latest_checkpoint(tmp_path / "absent") is None
+    make_checkpoint(tmp_path, 9)
+    newest = make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 11, "checkpoint-11.tmp")
+    make_checkpoint(tmp_path, 12, "checkpoint-12.tmp-77")
+    make_checkpoint(tmp_path, 13, "checkpoint-last")
+    (tmp_path / "checkpoint-14").mkdir()  # without a state
+    (tmp_path / "checkpoint-15").write_text("a file")
+    assert checkpoints.latest_checkpoint(tmp_path) == newest
+
+
+def test_find_checkpoint_takes_a_named_one_the_latest_or_none(tmp_path):
+    output_dir = tmp_path / "run"
+    assert checkpoints.find_checkpoint(output_dir, None) is None
+    assert checkpoints.find_checkpoint(output_dir, "latest") is None  # killed before its first checkpoint
+    folders = [make_checkpoint(output_dir, step) for step in (1, 2)]
+    (output_dir / checkpoints.METRICS_FILE).write_text("")
+    assert checkpoints.find_checkpoint(output_dir, "latest") == folders[1]
+    assert checkpoints.find_checkpoint(output_dir, str(folders[0])) == folders[0]
+    assert checkpoints.read_state(folders[1]) == {"step": 2}
+
+
+def test_find_checkpoint_refuses_a_run_nobody_resumes_and_what_is_none(tmp_path):
+    (tmp_path / checkpoints.METRICS_FILE).write_text("")
+    with pytest.raises(UsageError, match="holds a run already: add --resume_from_checkpoint latest"):
+        checkpoints.find_checkpoint(tmp_path, None)
+    for wrong in (tmp_path, tmp_path / "absent", make_checkpoint(tmp_path, 3) / checkpoints.STATE_FILE):
+        with pytest.raises(UsageError, match=r"no checkpoint, trainer_state\.json is missing"):
+            checkpoints.find_checkpoint(tmp_path, str(wrong))
+    for resume in (None, "latest"):
+        with pytest.raises(UsageError, match=r"--output_dir .* is no folder and cannot become one"):
+            checkpoints.find_checkpoint(tmp_path / checkpoints.METRICS_FILE, resume)
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+def test_other_arguments_are_named_with_both_values(tmp_path):
+    saved = {"learning_rate": 0.1, "seed": 1, "train_file": ["a.fa"], "gone": 3}
+    checkpoints.refuse_other_arguments(tmp_path, saved, dict(saved))
+    given = {"learning_rate": 0.2, "seed": 1, "train_file": ["a.fa", "b.fa"], "new": True}
+    with pytest.raises(UsageError) as error:
+        checkpoints.refuse_other_arguments(tmp_path, saved, given)
+    message = str(error.value)
+    assert message.startswith(str(tmp_path)) and "\n" not in message
+    for difference in ("--learning_rate was 0.1, is 0.2", "--train_file was ['a.fa'], is ['a.fa', 'b.fa']"):
+        assert difference in message
+    assert "--gone was 3, is None" in message and "--new was None, is True" in message and "seed" not in message
+
+
+def test_arguments_that_change_no_result_are_free_on_resume(tmp_path):
+    first = Namespace(seed=1, cache_dir="a", logging_steps=1, output_dir=tmp_path, dataloader_num_workers=0)
+    second = Namespace(seed=1, cache_dir="b", logging_steps=9, output_dir="elsewhere", dataloader_num_workers=4)
+    assert checkpoints.arguments_of_run(first) == checkpoints.arguments_of_run(second) == {"seed": 1}
+    odd = checkpoints.arguments_of_run(Namespace(path=tmp_path, files=("a", "b"), rate=1e-5))
+    assert odd == json.loads(json.dumps(odd)) == {"path": str(tmp_path), "files": ["a", "b"], "rate": 1e-5}
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_on_disk_line_by_line_and_the_last_values_at_hand(tmp_path):
+    path = tmp_path / checkpoints.METRICS_FILE
+    metrics = checkpoints.MetricsFile(path, 0, MAIN)
+    metrics.write(step=0, validation_loss=9.0)
+    metrics.write(step=1, loss=8.0)
+    assert lines(path) == [{"step": 0, "validation_loss": 9.0}, {"step": 1, "loss": 8.0}]
+    assert metrics.last == {"step": 1, "validation_loss": 9.0, "loss": 8.0}
+
+
+def test_resuming_drops_later_steps_and_a_torn_line(tmp_path):
+    path = tmp_path / checkpoints.METRICS_FILE
+    whole = [{"step": step, "loss": 10.0 - step} for step in range(6)]
+    path.write_text("\n".join(map(json.dumps, whole)) + '\n{"step": 6, "lo')
+    metrics = checkpoints.MetricsFile(path, 3, MAIN)
+    assert lines(path) == whole[:4] and metrics.last == {"step": 3, "loss": 7.0}
+    metrics.write(step=4, loss=6.5)
+    assert lines(path) == [*whole[:4], {"step": 4, "loss": 6.5}]
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_text(path.read_text()[:-5])  # torn in the last line that is kept
+    checkpoints.MetricsFile(path, 4, MAIN)
+    assert lines(path) == whole[:4]
+
+
+def test_a_run_from_step_0_begins_its_metrics_anew(tmp_path):
+    path = tmp_path / checkpoints.METRICS_FILE
+    path.write_text('{"step": 0, "validation_loss": 9.0}\n{"step": 1, "loss": 8.0}\n')
+    checkpoints.MetricsFile(path, 0, MAIN).write(step=0, validation_loss=9.0)
+    assert lines(path) == [{"step": 0, "validation_loss": 9.0}]
+
+
+def test_other_processes_write_no_metrics(tmp_path):
+    metrics = checkpoints.MetricsFile(tmp_path / checkpoints.METRICS_FILE, 0, OTHER)
+    metrics.write(step=1, loss=2.0)
+    assert list(tmp_path.iterdir()) == [] and metrics.last == {"step": 1, "loss": 2.0}
+
+
+# --- the tokenizer -----------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_is_saved_for_every_version_and_gives_the_same_ids(tmp_path):
+    tokenizer = load_tokenizer(ROOT / "bpe_tokenizer")
+    checkpoints.save_tokenizer(tokenizer, tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again = load_tokenizer(tmp_path)
+    for text in ("ACGTNacgtunRY x", "", "ACGT[MASK]TTTGACCA" * 20):
+        assert again(text, "ACCA").data == tokenizer(text, "ACCA").data
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()  # the corpus cache goes by this
+    assert again.decode(again("acgttgca")["input_ids"], skip_special_tokens=True) == "ACGTTGCA"
+    assert again.special_tokens_map == tokenizer.special_tokens_map
