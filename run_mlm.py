@@ -197,6 +197,8 @@ def main():
                 if accelerator.is_main_process:
                     progress.write(f"Step {done:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in validation.items()))
                 values |= validation
+                if not math.isfinite(validation.get("validation_loss", 0.0)):
+                    raise UsageError(f"the weights broke at step {done}: lower --learning_rate")
             if values:
                 metrics.write(step=done, **values)
             if is_saved:
@@ -209,7 +211,7 @@ def main():
     if len(validation_set):
         results |= corpus.unigram_baseline(data)
     if accelerator.is_main_process:
-        (args.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (args.output_dir / checkpoints.RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
     # Nobody leaves before all is saved. Without it gloo can hang: a process that frees its model right after a
     # reduction holds the GIL and waits for gloo's thread, which waits for the GIL to free the reduced tensors.
     accelerator.wait_for_everyone()

@@ -16,6 +16,7 @@ from dnabert2.errors import UsageError
 
 STATE_FILE = "trainer_state.json"
 METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "all_results.json"  # written last: a run that has it is finished
 
 
 @contextmanager
@@ -136,7 +137,10 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
             )
         return None
     if resume_from_checkpoint == "latest":
-        return latest_checkpoint(output_dir)
+        checkpoint = latest_checkpoint(output_dir)
+        if checkpoint is None and (output_dir / RESULTS_FILE).exists():
+            raise UsageError(f"{output_dir} holds a finished run without checkpoints: name another --output_dir")
+        return checkpoint
     checkpoint = Path(resume_from_checkpoint)
     if not (checkpoint / STATE_FILE).is_file():
         raise UsageError(f"--resume_from_checkpoint {checkpoint}: no checkpoint, {STATE_FILE} is missing there")

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
@@ -39,7 +40,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Meter:
-    """Tokens a second of a training run since the last reading; on a GPU also MFU and the highest memory so far."""
+    """Tokens a second of a training run since the last reading, memory (a GPU's highest so far), and a GPU's MFU."""
 
     def __init__(self, accelerator: Accelerator, config: PreTrainedConfig, args: Namespace):
         self.tokens_a_step = args.total_train_batch_size * args.max_seq_length
@@ -65,7 +66,7 @@ class Meter:
         rate = self.steps * self.tokens_a_step / (time.perf_counter() - self.started)
         self.start()
         if not self.on_gpu:
-            return {"tokens_per_second": rate}
+            return {"tokens_per_second": rate, "memory_gib": psutil.Process().memory_info().rss / 2**30}
         return {
             "tokens_per_second": rate,
             "mfu": rate / self.num_processes * self.flops_per_token / self.matrix_rate,

@@ -92,7 +92,7 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def metrics(output_dir: Path, leave_out: tuple[str, ...] = ("tokens_per_second",)) -> list[dict]:
+def metrics(output_dir: Path, leave_out: tuple[str, ...] = ("tokens_per_second", "memory_gib")) -> list[dict]:
     """The lines of metrics.jsonl without what no two runs share."""
     lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in leave_out} for line in lines]

@@ -103,6 +103,12 @@ def test_find_checkpoint_takes_a_named_one_the_latest_or_none(tmp_path):
     assert checkpoints.read_state(folders[1]) == {"step": 2}
 
 
+def test_find_checkpoint_never_trains_over_a_finished_run(tmp_path):
+    (tmp_path / checkpoints.RESULTS_FILE).write_text("{}")
+    with pytest.raises(UsageError, match="holds a finished run without checkpoints: name another --output_dir"):
+        checkpoints.find_checkpoint(tmp_path, "latest")
+
+
 def test_find_checkpoint_refuses_a_run_nobody_resumes_and_what_is_none(tmp_path):
     (tmp_path / checkpoints.METRICS_FILE).write_text("")
     with pytest.raises(UsageError, match="holds a run already: add --resume_from_checkpoint latest"):

@@ -76,7 +76,7 @@ def test_the_loss_falls(base_run):
 def test_metrics_have_a_line_a_step_with_every_field(base_run):
     lines = metrics(base_run, leave_out=())
     assert [line["step"] for line in lines] == list(range(41))
-    fields = {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"}
+    fields = {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib"}
     evaluated = {"validation_loss", "validation_accuracy"}
     assert set(lines[0]) == {"step"} | evaluated
     for line in lines[1:]:
@@ -174,6 +174,7 @@ def test_a_killed_run_resumed_has_the_same_metrics_and_files(base_run, resumed_r
 def test_resuming_a_run_without_a_checkpoint_begins_anew(run):
     first = run(max_train_steps=2, eval_steps=1)
     before = metrics(first)
+    (first / "all_results.json").unlink()  # as if killed at the very end
     again = run(max_train_steps=2, eval_steps=1, resume_from_checkpoint="latest")
     assert [line["step"] for line in metrics(again)] == [0, 1, 2] and metrics(again) == before
 

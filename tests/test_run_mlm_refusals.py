@@ -113,6 +113,12 @@ def test_a_refusal_is_one_line_on_stderr_and_exit_status_1(corpus, tmp_path):
     assert "Traceback" not in done.stderr and done.stdout == ""
 
 
+def test_weights_that_break_on_the_last_step_are_not_saved(run, tmp_path):
+    message = refusal(run, max_train_steps=2, num_warmup_steps=0, learning_rate=1e30)
+    assert message.startswith("error: the ") and message.endswith("at step 2: lower --learning_rate")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 # --- runs that are there already ---------------------------------------------------------------------------------
 
 

@@ -56,10 +56,11 @@ def test_the_meter_counts_tokens_since_the_last_reading(meter):
     meter, clock = meter
     meter.steps += 3
     clock.now += 2
-    assert meter.read() == {"tokens_per_second": 150}
+    found = meter.read()
+    assert found["tokens_per_second"] == 150 and found["memory_gib"] > 0.01
     meter.steps += 1
     clock.now += 4
-    assert meter.read() == {"tokens_per_second": 25}
+    assert meter.read()["tokens_per_second"] == 25
 
 
 def test_time_in_a_pause_does_not_count(meter):
@@ -69,7 +70,7 @@ def test_time_in_a_pause_does_not_count(meter):
         meter.steps += 1
         with meter.paused():
             clock.now += 500
-    assert meter.read() == {"tokens_per_second": 100}
+    assert meter.read()["tokens_per_second"] == 100
 
 
 def test_mfu_is_the_share_of_the_matrix_rate_a_device(meter, monkeypatch):
