@@ -22,7 +22,7 @@ from transformers import get_scheduler
 
 from dnabert2 import batches, checkpoints, corpus, loading, throughput
 from dnabert2.errors import UsageError, run_script
-from dnabert2.mlm_arguments import check_args, parse_args
+from dnabert2.mlm_arguments import check_args, parse_args, set_schedule
 from dnabert2.sequences import expand_files
 
 
@@ -106,8 +106,7 @@ def main():
         )
     if state.setdefault("corpus", data.fingerprint) != data.fingerprint:
         raise UsageError(f"{checkpoint} is of a run on other sequences: the files of --train_file have changed since")
-    if args.num_train_epochs:
-        args.max_train_steps = math.ceil(args.num_train_epochs * len(data.train) / args.total_train_batch_size)
+    set_schedule(args, len(data.train))
 
     if checkpoint or args.model_name_or_path:
         model = loading.load_model(checkpoint or args.model_name_or_path, tokenizer, args.trust_remote_code)

@@ -2,7 +2,7 @@
 
     python train_tokenizer.py --train_file genomes/ --output_dir bpe_tokenizer
 
-`--help` explains every option. The output folder gets tokenizer.json, tokenizer_config.json, report.md (what it was
+The output folder gets tokenizer.json, tokenizer_config.json, report.md (what it was
 trained on and how well it does on sequence it never saw) and token_lengths.png.
 """
 

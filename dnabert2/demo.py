@@ -8,6 +8,7 @@ the most frequent token gives.
 """
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -26,7 +27,8 @@ CLEARLY_ABOVE = 3  # times the accuracy of the most frequent token; 8 times is u
 
 def pretrain(corpus: Path, output_dir: Path):
     command = ["accelerate", "launch", "--quiet", "--cpu", "--num_processes", "1", "--mixed_precision", "no"]
-    command += ["--num_machines", "1", "--dynamo_backend", "no", str(ROOT / "run_mlm.py")]
+    command += ["--num_machines", "1", "--dynamo_backend", "no"]
+    command += ["--num_cpu_threads_per_process", str(os.cpu_count()), str(ROOT / "run_mlm.py")]
     command += ["--train_file", str(corpus), "--config_name", str(ROOT / "configs" / "tiny.json")]
     command += ["--config_overrides", "hidden_dropout_prob=0", "--validation_split_percentage", "5"]
     command += ["--total_train_batch_size", "32", "--max_train_steps", "600", "--num_warmup_steps", "60"]

@@ -11,6 +11,8 @@ from dnabert2.loading import ROOT
 # transformers' schedules that need nothing but the numbers of steps
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt".split()
 
+WARMUP_SHARE = 0.06  # the paper's 30,000 of 500,000 steps
+
 
 def parse_args(description: str) -> argparse.Namespace:
     """Reads the command line; `description` heads --help."""
@@ -39,7 +41,7 @@ def parse_args(description: str) -> argparse.Namespace:
         "--train_file",
         nargs="+",
         required=True,
-        help="FASTA, FASTQ, GenBank or text; files, folders or globs; .gz .xz",
+        help="FASTA, FASTQ, GenBank or text; files, folders or globs; also .gz .xz .zst .bz2",
     )
     data.add_argument(
         "--validation_file", nargs="+", help="as --train_file; without it, regions of the training files"
@@ -64,7 +66,9 @@ def parse_args(description: str) -> argparse.Namespace:
     recipe.add_argument(
         "--per_device_train_batch_size", type=int, default=32, help="sequences a device and forward (default: 32)"
     )
-    recipe.add_argument("--per_device_eval_batch_size", type=int, default=128)
+    recipe.add_argument(
+        "--per_device_eval_batch_size", type=int, default=128, help="the same for validation (default: 128)"
+    )
     recipe.add_argument(
         "--gradient_accumulation_steps",
         type=int,
@@ -76,17 +80,19 @@ def parse_args(description: str) -> argparse.Namespace:
     recipe.add_argument(
         "--lr_scheduler_type", choices=SCHEDULES, default="linear", help="after the warm-up (default: linear, to 0)"
     )
-    recipe.add_argument("--num_warmup_steps", type=int, default=30_000, help="steps from 0 up (default: 30,000)")
+    recipe.add_argument(
+        "--num_warmup_steps", type=int, help="steps from 0 up (default: 6 %% of all: 30,000 of the paper's 500,000)"
+    )
     recipe.add_argument("--weight_decay", type=float, default=1e-5, help="not on biases and LayerNorm (default: 1e-5)")
-    recipe.add_argument("--adam_beta1", type=float, default=0.9)
-    recipe.add_argument("--adam_beta2", type=float, default=0.98)
-    recipe.add_argument("--adam_epsilon", type=float, default=1e-6)
+    recipe.add_argument("--adam_beta1", type=float, default=0.9, help="default: 0.9")
+    recipe.add_argument("--adam_beta2", type=float, default=0.98, help="default: 0.98")
+    recipe.add_argument("--adam_epsilon", type=float, default=1e-6, help="default: 1e-6")
     recipe.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to it (default: 1)")
     recipe.add_argument("--seed", type=int, default=42, help="decides weights, order, masks and dropout (default: 42)")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", type=Path, required=True)
-    output.add_argument("--logging_steps", type=int, default=10, help="steps from line to line of metrics.jsonl")
+    output.add_argument("--output_dir", type=Path, required=True, help="a new folder, or a run to resume")
+    output.add_argument("--logging_steps", type=int, default=10, help="steps a line of metrics.jsonl (default: 10)")
     output.add_argument(
         "--eval_steps", type=int, help="steps from validation to validation (default: at the end only)"
     )
@@ -116,7 +122,9 @@ def check_args(args: argparse.Namespace, num_processes: int):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name} must be greater than 0, is {value}")
-    for name in ["num_warmup_steps", "weight_decay", "dataloader_num_workers"]:
+    if args.num_warmup_steps is not None and args.num_warmup_steps < 0:
+        raise UsageError(f"--num_warmup_steps must not be negative, is {args.num_warmup_steps}")
+    for name in ["weight_decay", "dataloader_num_workers"]:
         if not 0 <= getattr(args, name) < math.inf:
             raise UsageError(f"--{name} must not be negative, is {getattr(args, name)}")
     if not 0 <= args.seed < 2**32:
@@ -144,3 +152,16 @@ def check_args(args: argparse.Namespace, num_processes: int):
             f"(--per_device_train_batch_size {args.per_device_train_batch_size} on {num_processes} process(es))"
         )
     args.gradient_accumulation_steps = args.total_train_batch_size // forward
+
+
+def set_schedule(args: argparse.Namespace, train_sequences: int):
+    """Sets the steps of the run and of its warm-up where they follow from the corpus or from each other."""
+    if args.num_train_epochs:
+        args.max_train_steps = math.ceil(args.num_train_epochs * train_sequences / args.total_train_batch_size)
+    if args.num_warmup_steps is None:
+        args.num_warmup_steps = round(WARMUP_SHARE * args.max_train_steps)
+    if args.num_warmup_steps > args.max_train_steps:
+        raise UsageError(
+            f"--num_warmup_steps {args.num_warmup_steps} are more than the {args.max_train_steps} steps of the run: "
+            "the learning rate would never reach its value"
+        )

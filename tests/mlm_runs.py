@@ -37,7 +37,7 @@ def arguments(corpus: Path, output_dir: Path, **options) -> list[str]:
         "total_train_batch_size": 32,
         "per_device_train_batch_size": 32,
         "max_train_steps": 6,
-        "num_warmup_steps": 2,
+        "num_warmup_steps": 1,
         "learning_rate": 5e-3,
         "logging_steps": 1,
         "validation_split_percentage": 10,

@@ -27,6 +27,7 @@ BASE = {  # dropout, accumulation, loader workers and a last step without a chec
     "per_device_train_batch_size": 16,
     "dataloader_num_workers": 2,
     "max_train_steps": 40,
+    "num_warmup_steps": 2,
     "eval_steps": 20,
     "checkpointing_steps": 9,
 }

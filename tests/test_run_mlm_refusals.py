@@ -60,6 +60,7 @@ def refusal(run, *positional, **options):
         ({"total_train_batch_size": 40}, "--total_train_batch_size 40 is not a multiple of 32"),
         ({"checkpointing_steps": 0}, "--checkpointing_steps"),
         ({"num_warmup_steps": -1}, "--num_warmup_steps"),
+        ({"num_warmup_steps": 7}, "--num_warmup_steps 7 are more than the 6 steps"),
         ({"max_seq_length": 2}, "at least 3"),
         ({"max_seq_length": 100_000}, "no sequence is long enough for a window of 100000 tokens"),
         ({"train_file": "absent.fa"}, "absent.fa: no such file"),
