@@ -1,6 +1,7 @@
 """Configuration of DNABERT-2: the sizes and switches of the encoder. Travels with every checkpoint as remote code."""
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 class DNABert2Config(PreTrainedConfig):
@@ -61,6 +62,12 @@ class DNABert2Config(PreTrainedConfig):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            rate = getattr(self, name)
+            if not (rate is None and name == "classifier_dropout") and not 0 <= rate <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {rate!r}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

@@ -84,18 +84,34 @@ def sdpa_attention(qkv: torch.Tensor, attention_bias: torch.Tensor, dropout: flo
     return context.transpose(1, 2), None
 
 
-# Attention back ends by their name in transformers, all with one signature: qkv (batch, length, 3, heads, head_dim)
-# to context (batch, length, heads, head_dim). This is not transformers' own registry on purpose: any function there
-# that is not ours would lose ALiBi without a word.
-ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention}
-
-
 def compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
     """The dtype of matrix products on `hidden_states`: autocast's where it is on."""
     device_type = hidden_states.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return hidden_states.dtype
+
+
+def dense_attention_bias(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, alibi: DNABert2Alibi
+) -> dict[str, torch.Tensor]:
+    """What eager and sdpa need of the mask: ALiBi with padded keys at -inf, (1 or batch, heads, length, length)."""
+    bias = alibi(hidden_states.shape[1]).to(compute_dtype(hidden_states))
+    if attention_mask is None:
+        return {"attention_bias": bias}
+    is_token = attention_mask.bool()
+    # A row of padding alone attends to everything, so that its softmax is finite; its output is zeroed later.
+    is_key = is_token | ~is_token.any(dim=-1, keepdim=True)
+    return {"attention_bias": bias.masked_fill(~is_key[:, None, None, :], float("-inf"))}
+
+
+# Attention back ends by their name in transformers: what makes a back end's own inputs of the mask, once a forward,
+# and the attention itself, qkv (batch, length, 3, heads, head_dim) to context (batch, length, heads, head_dim). Not in
+# transformers' own registry on purpose: any function there that is not ours would lose ALiBi without a word.
+ATTENTION_FUNCTIONS = {
+    "eager": (dense_attention_bias, eager_attention),
+    "sdpa": (dense_attention_bias, sdpa_attention),
+}
 
 
 # --- layers ------------------------------------------------------------------------------------------------------
@@ -341,12 +357,12 @@ class DNABert2Model(DNABert2PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
 
         hidden_states = self.embeddings(input_ids, token_type_ids, inputs_embeds)
-        attention = self._attention_function(output_attentions)
-        attention_bias = self._attention_bias(hidden_states, attention_mask)
+        prepare, attention = self._attention_function(output_attentions)
+        attention_inputs = prepare(hidden_states, attention_mask, self.encoder.alibi)
 
         all_hidden_states, all_attentions = (hidden_states,), ()
         for layer in self.encoder.layer:
-            hidden_states, probabilities = layer(hidden_states, attention=attention, attention_bias=attention_bias)
+            hidden_states, probabilities = layer(hidden_states, attention=attention, **attention_inputs)
             if output_hidden_states:
                 all_hidden_states += (zero_padding(hidden_states, attention_mask),)
             if output_attentions:
@@ -373,16 +389,6 @@ class DNABert2Model(DNABert2PreTrainedModel):
             )
             name = "eager"
         return ATTENTION_FUNCTIONS[name]
-
-    def _attention_bias(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """ALiBi with padded keys at -inf, (1 or batch, heads, length, length), made once for all layers."""
-        bias = self.encoder.alibi(hidden_states.shape[1]).to(compute_dtype(hidden_states))
-        if attention_mask is None:
-            return bias
-        is_token = attention_mask.bool()
-        # A row of padding alone attends to everything, so that its softmax is finite; its output is zeroed later.
-        is_key = is_token | ~is_token.any(dim=-1, keepdim=True)
-        return bias.masked_fill(~is_key[:, None, None, :], float("-inf"))
 
 
 def zero_padding(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ from argparse import Namespace
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ from transformers import get_scheduler
 
 from dnabert2 import batches, checkpoints, corpus, loading, throughput
 from dnabert2.errors import UsageError, run_script
+from dnabert2.files import write_whole
 from dnabert2.mlm_arguments import check_args, parse_args, set_schedule
 from dnabert2.sequences import expand_files
 
@@ -76,12 +77,23 @@ def validate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
     return {"validation_loss": loss / masked, "validation_accuracy": correct / masked}
 
 
+def refuse_broken_weights(step: int, loss: torch.Tensor, grad_norm: torch.Tensor, mixed_precision: str):
+    """Raises UsageError if loss or gradients are not finite; such gradients alone are skipped by fp16's scaler."""
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+        if not math.isfinite(value.item()) and (name == "loss" or mixed_precision != "fp16"):
+            raise UsageError(f"the {name} is {value.item()} at step {step}: lower --learning_rate")
+
+
 def main():
     args = parse_args(__doc__)
     # Other processes wait while the first one tokenises the corpus: longer than the ten minutes NCCL allows.
     # Accumulation is ours: the launcher's number would only divide the loss.
     accelerator = Accelerator(
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(days=1)),
+            # The only buffer is constant, and a process without validation rows would miss its broadcast.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     check_args(args, accelerator.num_processes)
@@ -111,7 +123,9 @@ def main():
     if checkpoint or args.model_name_or_path:
         model = loading.load_model(checkpoint or args.model_name_or_path, tokenizer, args.trust_remote_code)
     else:
-        model = loading.new_model(args.config_name, tokenizer, args.config_overrides, args.trust_remote_code)
+        model = loading.new_model(
+            args.config_name or loading.ROOT, tokenizer, args.config_overrides, args.trust_remote_code
+        )
     model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -183,8 +197,8 @@ def main():
         is_last = done == args.max_train_steps
         is_saved = args.checkpointing_steps and done % args.checkpointing_steps == 0
         is_logged = is_last or done % args.logging_steps == 0
-        if (is_logged or is_saved) and not math.isfinite(loss.item()):
-            raise UsageError(f"the loss is {loss.item()} at step {done}: lower --learning_rate")
+        if is_logged or is_saved:
+            refuse_broken_weights(done, loss, grad_norm, accelerator.mixed_precision)
         values = {}
         if is_logged:
             values = {"loss": loss.item(), "learning_rate": learning_rate, "grad_norm": grad_norm.item()}
@@ -205,12 +219,12 @@ def main():
                 checkpoints.save_checkpoint(accelerator, args.output_dir / f"checkpoint-{done}", state)
     progress.close()
 
-    checkpoints.save_model(accelerator, model, tokenizer, args.output_dir)
+    checkpoints.save_final_model(accelerator, model, tokenizer, args.output_dir)
     results = metrics.last | {"parameters": parameters, "train_tokens": args.max_train_steps * meter.tokens_a_step}
     if len(validation_set):
         results |= corpus.unigram_baseline(data)
     if accelerator.is_main_process:
-        (args.output_dir / checkpoints.RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
+        write_whole(args.output_dir / checkpoints.RESULTS_FILE, json.dumps(results, indent=2) + "\n")
     # Nobody leaves before all is saved. Without it gloo can hang: a process that frees its model right after a
     # reduction holds the GIL and waits for gloo's thread, which waits for the GIL to free the reduced tensors.
     accelerator.wait_for_everyone()

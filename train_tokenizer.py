@@ -9,7 +9,6 @@ trained on and how well it does on sequence it never saw) and token_lengths.png.
 import argparse
 import json
 import logging
-import os
 import shlex
 import sys
 import time
@@ -26,6 +25,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from dnabert2.errors import UsageError, run_script
+from dnabert2.files import write_whole
 from dnabert2.sequences import expand_files, file_sha256
 from dnabert2.tokenization import (
     SMALLEST_VOCABULARY,
@@ -163,13 +163,6 @@ def check_memory(bases: int) -> None:
             f"only {available / 1e9:.1f} GB of memory are free; the largest that fits is --max_bases "
             f"{available // MEMORY_PER_BASE[1]}"
         )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes under a temporary name and renames: the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def histogram_of_lengths(lengths: Counter) -> bytes:

@@ -2,56 +2,27 @@
 
 import json
 import os
+import re
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from dnabert2.errors import UsageError
+from dnabert2.files import publish
 
 
-STATE_FILE = "trainer_state.json"
+STATE_FILE = "run_state.json"  # not the name that transformers' Trainer gives its own
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "all_results.json"  # written last: a run that has it is finished
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """
-    Gives a folder to write into and names it `folder` once everything in it is written and on disk.
-
-    A process that dies on the way leaves a `*.tmp-PID` beside it, which is never mistaken for a result.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def publish(temporary: Path, folder: Path):
-    """Syncs a folder's files to disk and renames it; an older one of that name gives way only now."""
-    for path in [*temporary.rglob("*"), temporary]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
-
-
 def latest_checkpoint(output_dir: Path) -> Path | None:
     """The `checkpoint-STEP` folder of the highest step, or None."""
-    checkpoints = [path for path in output_dir.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    checkpoints = [path for path in checkpoints if (path / STATE_FILE).is_file() and ".tmp" not in path.name]
+    folders = [path.parent for path in output_dir.glob(f"checkpoint-*/{STATE_FILE}")]
+    checkpoints = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
     return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
@@ -70,6 +41,16 @@ def save_model(accelerator: Accelerator, model, tokenizer: PreTrainedTokenizerBa
     if accelerator.is_main_process:
         model.save_pretrained(folder, state_dict=state_dict)
         save_tokenizer(tokenizer, folder)
+
+
+def save_final_model(accelerator: Accelerator, model, tokenizer: PreTrainedTokenizerBase, output_dir: Path):
+    """`save_model` into a folder that holds other things: all files are whole before the first is named."""
+    temporary = output_dir / "model.tmp"
+    save_model(accelerator, model, tokenizer, temporary)
+    if accelerator.is_main_process:
+        for path in temporary.iterdir():
+            path.replace(output_dir / path.name)
+        temporary.rmdir()
 
 
 def register_model_saving(accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase):

@@ -5,7 +5,8 @@
 A record is split at runs of other letters than A, C, G, T, as in the paper, and the runs into regions of about 32
 windows. Each region is tokenised by itself and cut into windows [CLS] t … t [SEP]. What is left over at its end, half
 a window on average, is dropped: pretraining has no padding at all. A region goes as a whole to training or to
-validation: no validation window shares a base with a training one.
+validation: no validation window shares a base with a training one of its file. Copies of a file are split alike; what
+different files share, as two strains of a species do, is not looked for.
 
 Every file has a cache entry of its own, named by the content of file and tokenizer and by the options: adding a file
 tokenises that file alone, and an interrupted preparation goes on where it was.
@@ -21,18 +22,17 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dnabert2.checkpoints import whole_folder
 from dnabert2.errors import UsageError
+from dnabert2.files import whole_folder
 from dnabert2.sequences import acgt_runs, file_sha256, read_records
 
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1  # part of every cache key: a change of what is stored must change it
+CACHE_VERSION = 2  # part of every cache key: a change of what is stored must change it
 REGION_WINDOWS = 32
 BATCH_BASES = 20_000_000  # given to the tokenizer at a time, which shares them out over the cores
 BASES_A_TOKEN = 5  # about what the BPE vocabulary of 4,096 gives; decides the length of regions, nothing else
@@ -101,36 +101,42 @@ def cut_windows(tokens: np.ndarray, max_seq_length: int, cls_token_id: int, sep_
 
 
 def prepare_file(
-    path: Path, tokenizer_json: str, max_seq_length: int, validation_percentage: float, entry: Path, progress: tqdm
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    validation_percentage: float,
+    entry: Path,
+    progress: tqdm,
 ):
     """Tokenises one file into its cache entry: `train.npy`, `validation.npy` and `summary.json`, all or nothing."""
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    cls_token_id, sep_token_id = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    # Every (100 / percentage)-th region is for validation: spread over the genome, and starting at a place that the
-    # file's name in the cache (a hash of its content) decides, so that small files have their turn too.
-    phase = int(entry.name[:8], 16) / 2**32
+    backend = tokenizer.backend_tokenizer
     windows = {split: [np.empty((0, max_seq_length), dtype=np.uint16)] for split in SPLITS}
-    bases, tokens, index = 0, 0, 0
+    bases, tokens, index, sequence = 0, 0, 0, hashlib.sha256()
     remaining = regions(path, max_seq_length)
     regions_at_once = max(1, BATCH_BASES // region_bases(max_seq_length))
     while batch := list(islice(remaining, regions_at_once)):
-        for region, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
+        if not index:
+            # Every (100 / percentage)-th region is for validation: spread over the genome, and starting at a place
+            # that the sequence itself decides, so that small files have their turn and copies are split alike.
+            phase = int(hashlib.sha256(batch[0].encode()).hexdigest()[:8], 16) / 2**32
+        for region, encoding in zip(batch, backend.encode_batch_fast(batch, add_special_tokens=False), strict=True):
             ids = np.array(encoding.ids, dtype=np.uint16)
             before, after = (int((index + i) * validation_percentage / 100 + phase) for i in range(2))
             split = "validation" if after > before else "train"
-            windows[split].append(cut_windows(ids, max_seq_length, cls_token_id, sep_token_id))
+            windows[split].append(cut_windows(ids, max_seq_length, tokenizer.cls_token_id, tokenizer.sep_token_id))
+            sequence.update(region.encode())
             bases, tokens, index = bases + len(region), tokens + len(ids), index + 1
         progress.update(sum(map(len, batch)))
 
     arrays = {split: np.concatenate(windows[split]) for split in SPLITS}
-    vocab_size = tokenizer.get_vocab_size()
     summary = {
         "name": path.name,
+        "sequence_sha256": sequence.hexdigest(),  # of the bases: the same for .fa and .fa.gz
         "bases": bases,
         "tokens": tokens,
         "windows": {split: len(arrays[split]) for split in SPLITS},
         "token_counts": {
-            split: np.bincount(arrays[split][:, 1:-1].ravel(), minlength=vocab_size).tolist() for split in SPLITS
+            split: np.bincount(arrays[split][:, 1:-1].ravel(), minlength=len(tokenizer)).tolist() for split in SPLITS
         },
     }
     with whole_folder(entry) as folder:
@@ -142,7 +148,7 @@ def prepare_file(
 def cache_entry(
     sha256: str, tokenizer_json: str, max_seq_length: int, validation_percentage: float, cache_dir: Path
 ) -> Path:
-    options = [CACHE_VERSION, REGION_WINDOWS, max_seq_length, validation_percentage]
+    options = [CACHE_VERSION, region_bases(max_seq_length), max_seq_length, validation_percentage]
     tokenizer_sha256 = hashlib.sha256(tokenizer_json.encode()).hexdigest()
     key = json.dumps([sha256, tokenizer_sha256, *options])
     return cache_dir / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -173,6 +179,9 @@ def prepare_corpus(
     """
     if len(tokenizer) > 2**16:
         raise UsageError(f"the tokenizer has {len(tokenizer)} tokens; ids are stored in 16 bits: at most 65,536")
+    for name in ("cls_token", "sep_token", "mask_token"):
+        if getattr(tokenizer, name) is None:
+            raise UsageError(f"the tokenizer has no {name}: masked language modelling needs one")
     if max_seq_length < 3:
         raise UsageError(f"max_seq_length is {max_seq_length}: [CLS], a token and [SEP] need at least 3")
     cache_dir = Path(cache_dir).expanduser()
@@ -180,19 +189,16 @@ def prepare_corpus(
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--cache_dir {cache_dir} is no folder and cannot become one: {error.strerror}") from error
+    # What a tokenizer was once called with is saved with it: either would quietly cut or fill the regions.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer_json = tokenizer.backend_tokenizer.to_str()
-    percentages = dict.fromkeys(files, 0.0 if validation_files else validation_percentage)
-    percentages |= dict.fromkeys(validation_files, 100.0)
-    digests = {path: file_sha256(path) for path in [*files, *validation_files]}
-    training = {digests[path]: path for path in files}
-    for path in validation_files:
-        if digests[path] in training:
-            raise UsageError(f"{path} is for validation, and {training[digests[path]]}, the same, for training")
-
+    percentages = [(path, 0.0 if validation_files else validation_percentage) for path in files]
+    percentages += [(path, 100.0) for path in validation_files]
     jobs = {}
-    for path, percentage in percentages.items():
-        entry = cache_entry(digests[path], tokenizer_json, max_seq_length, percentage, cache_dir)
-        jobs[entry] = (path, tokenizer_json, max_seq_length, percentage, entry)
+    for path, percentage in percentages:
+        entry = cache_entry(file_sha256(path), tokenizer_json, max_seq_length, percentage, cache_dir)
+        jobs[entry] = (path, tokenizer, max_seq_length, percentage, entry)
     missing = [job for job in jobs.values() if not job[-1].exists()]
     # Said outright, it keeps tokenizers from warning when the data loader forks its workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -202,6 +208,7 @@ def prepare_corpus(
             prepare_file(*job, progress)
 
     summaries = [json.loads((entry / "summary.json").read_text()) for entry in jobs]
+    _refuse_leaks([(path, percentage) for path, _, _, percentage, _ in jobs.values()], summaries)
     train, validation = (
         Windows([np.load(entry / f"{split}.npy", mmap_mode="r") for entry in jobs]) for split in SPLITS
     )
@@ -218,6 +225,19 @@ def prepare_corpus(
                 "give longer ones or a smaller --max_seq_length"
             )
     return corpus
+
+
+def _refuse_leaks(percentages: list[tuple[Path, float]], summaries: list[dict]):
+    """Raises UsageError if a file for validation is one for training too, under whatever name or compression."""
+    training = {}
+    for (path, percentage), summary in zip(percentages, summaries, strict=True):
+        if percentage < 100:
+            training[summary["sequence_sha256"]] = path
+    for (path, percentage), summary in zip(percentages, summaries, strict=True):
+        if percentage == 100 and summary["sequence_sha256"] in training:
+            raise UsageError(
+                f"{path} is for validation, and {training[summary['sequence_sha256']]}, the same, for training"
+            )
 
 
 def unigram_baseline(corpus: Corpus) -> dict[str, float]:

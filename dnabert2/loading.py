@@ -55,9 +55,12 @@ def new_model(
         if str(config_name).endswith(".json"):
             config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
             sizes = json.loads(Path(config_name).read_text())
+            if not isinstance(sizes, dict):
+                raise UsageError("not a JSON object of sizes, as in configs/")
             if unknown := sorted(sizes.keys() - config.to_dict().keys()):
                 raise UsageError(f"a configuration has no {unknown[0]}")  # transformers would drop it in silence
             config.update(sizes)
+            trust_remote_code = True
         else:
             trust_remote_code = is_trusted(config_name, trust_remote_code)
             config = AutoConfig.from_pretrained(config_name, trust_remote_code=trust_remote_code)
@@ -66,7 +69,7 @@ def new_model(
             config.update_from_string(overrides)
         config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
         config = type(config)(**config.to_dict())  # checks the sizes that were laid over
-    return AutoModelForMaskedLM.from_config(config, trust_remote_code=True)
+        return AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def load_model(

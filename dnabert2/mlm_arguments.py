@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 from dnabert2.errors import UsageError
-from dnabert2.loading import ROOT
 
 
 # transformers' schedules that need nothing but the numbers of steps
@@ -21,7 +20,6 @@ def parse_args(description: str) -> argparse.Namespace:
     model.add_argument("--model_name_or_path", help="pretrained model to go on from: a folder or a Hub name")
     model.add_argument(
         "--config_name",
-        default=str(ROOT),
         help="sizes of a new model: a JSON file as in configs/, a folder or a Hub name (default: the mini model)",
     )
     model.add_argument(
@@ -103,21 +101,11 @@ def parse_args(description: str) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace, num_processes: int):
     """Refuses what cannot run, and derives steps of accumulation from batch sizes (or the other way round)."""
-    positive = [
-        "max_seq_length",
-        "total_train_batch_size",
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-    ]
-    positive += [
-        "gradient_accumulation_steps",
-        "max_train_steps",
-        "num_train_epochs",
-        "learning_rate",
-        "adam_epsilon",
-        "max_grad_norm",
-    ]
-    positive += ["logging_steps", "eval_steps", "checkpointing_steps"]
+    batches = (
+        "total_train_batch_size per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
+    )
+    steps = "max_train_steps num_train_epochs logging_steps eval_steps checkpointing_steps"
+    positive = f"max_seq_length learning_rate adam_epsilon max_grad_norm {batches} {steps}".split()
     for name in positive:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
@@ -138,6 +126,8 @@ def check_args(args: argparse.Namespace, num_processes: int):
         raise UsageError(
             f"--validation_split_percentage must be from 0 to below 100, is {args.validation_split_percentage}"
         )
+    if args.model_name_or_path and (args.config_name or args.config_overrides):
+        raise UsageError("--config_name and --config_overrides are for new models: leave out --model_name_or_path")
     if args.max_train_steps and args.num_train_epochs:
         raise UsageError("give --max_train_steps or --num_train_epochs, not both")
     if not args.num_train_epochs:

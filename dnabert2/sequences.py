@@ -32,7 +32,7 @@ from dnabert2.errors import UsageError
 logger = logging.getLogger(__name__)
 
 FORMATS = {  # endings, how a file opens, what datasets' reader of it is told
-    "fasta": ("fa fasta fna ffn frn", b">", {"columns": ["id", "sequence"]}),
+    "fasta": ("fa fasta fna fas ffn frn", b">", {"columns": ["id", "sequence"]}),
     "fastq": ("fq fastq", b"@", {"columns": ["id", "sequence"]}),
     "genbank": ("gb gbk gbff genbank", b"LOCUS", {"columns": ["version", "locus_name", "sequence"]}),
     "text": ("txt", b"", {}),
@@ -92,7 +92,10 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
             _check_file(path)
         else:
             matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-            candidates = sorted(match for match in matches if match.is_file() and _format_and_compression(match))
+            matches = sorted(match for match in matches if match.is_file())
+            candidates = [match for match in matches if _format_and_compression(match)]
+            if skipped := [match for match in matches if match not in candidates]:
+                logger.warning("%s: skipped %d file(s) of unknown endings, as %s", path, len(skipped), skipped[0].name)
         if not candidates:
             raise SequenceFileError(f"{path}: no such file, and no folder or glob of files with {KNOWN_NAMES}")
         for candidate in candidates:

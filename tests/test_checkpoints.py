@@ -13,6 +13,7 @@ import pytest
 
 from dnabert2 import checkpoints
 from dnabert2.errors import UsageError
+from dnabert2.files import publish, whole_folder
 from dnabert2.loading import ROOT, load_tokenizer
 
 
@@ -35,7 +36,7 @@ def lines(path):
 
 def test_a_folder_appears_under_its_name_only_when_whole(tmp_path):
     folder = tmp_path / "deep" / "entry"
-    with checkpoints.whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "file").write_text("all of it")
         assert not folder.exists() and temporary.parent == folder.parent
@@ -46,27 +47,35 @@ def test_a_folder_appears_under_its_name_only_when_whole(tmp_path):
 def test_an_exception_leaves_nothing_and_keeps_an_older_folder(tmp_path):
     folder = tmp_path / "entry"
     for attempt in ("first", "second"):
-        with pytest.raises(RuntimeError), checkpoints.whole_folder(folder) as temporary:
+        with pytest.raises(RuntimeError), whole_folder(folder) as temporary:
             (temporary / "file").write_text(attempt)
             raise RuntimeError
         assert list(tmp_path.iterdir()) == []
-    with checkpoints.whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary:
         (temporary / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt), checkpoints.whole_folder(folder) as temporary:
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder) as temporary:
         raise KeyboardInterrupt
     assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_whole_folder_replaces_an_older_one(tmp_path):
+def test_a_whole_folder_that_has_appeared_meanwhile_stays(tmp_path):
     folder = tmp_path / "entry"
     for name in ("old", "new"):
-        with checkpoints.whole_folder(folder) as temporary:
+        with whole_folder(folder) as temporary:
             (temporary / name).write_text(name)
-    assert [path.name for path in folder.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [folder]
+    assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_publishing_replaces_an_older_folder(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / "aside").mkdir()
+        (tmp_path / "aside" / name).write_text(name)
+        publish(tmp_path / "aside", tmp_path / "checkpoint-3")
+    assert [path.name for path in (tmp_path / "checkpoint-3").iterdir()] == ["new"]
 
 
 def test_a_process_killed_on_the_way_leaves_no_folder_of_that_name(tmp_path):
-    code = "import os, sys, pathlib; from dnabert2.checkpoints import whole_folder\n"
+    code = "import os, sys, pathlib; from dnabert2.files import whole_folder\n"
     code += (
         "with whole_folder(pathlib.Path(sys.argv[1])) as t: (t / 'half').write_text('half'); os.kill(os.getpid(), 9)"
     )
@@ -114,7 +123,7 @@ def test_find_checkpoint_refuses_a_run_nobody_resumes_and_what_is_none(tmp_path)
     with pytest.raises(UsageError, match="holds a run already: add --resume_from_checkpoint latest"):
         checkpoints.find_checkpoint(tmp_path, None)
     for wrong in (tmp_path, tmp_path / "absent", make_checkpoint(tmp_path, 3) / checkpoints.STATE_FILE):
-        with pytest.raises(UsageError, match=r"no checkpoint, trainer_state\.json is missing"):
+        with pytest.raises(UsageError, match=r"no checkpoint, run_state\.json is missing"):
             checkpoints.find_checkpoint(tmp_path, str(wrong))
     for resume in (None, "latest"):
         with pytest.raises(UsageError, match=r"--output_dir .* is no folder and cannot become one"):

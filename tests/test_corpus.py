@@ -155,6 +155,27 @@ def test_a_file_for_training_and_validation_is_refused(prepare, tmp_path):
     shutil.copy(path, copy)
     with pytest.raises(UsageError, match=r"b\.fa is for validation, and .*a\.fa, the same, for training"):
         prepare(path, validation_files=[copy])
+    compressed = tmp_path / "c.fa.gz"
+    compressed.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UsageError, match=r"c\.fa\.gz is for validation, and .*a\.fa, the same, for training"):
+        prepare(path, validation_files=[compressed])
+
+
+def test_copies_of_a_file_are_split_alike(prepare, tmp_path):
+    path, compressed = fasta(tmp_path / "a.fa", random_bases(60_000)), tmp_path / "b.fa.gz"
+    compressed.write_bytes(gzip.compress(path.read_bytes()))
+    corpus = prepare(path, compressed, validation_percentage=20)
+    for windows in (corpus.train, corpus.validation):
+        first, second = windows.parts
+        assert len(first) and (first == second).all()
+
+
+def test_a_tokenizer_saved_with_truncation_and_padding_loses_nothing(prepare, tokenizer, tmp_path):
+    path = fasta(tmp_path / "a.fa", random_bases(20_000))
+    expected = all_tokens(prepare(path).train)
+    tokenizer.backend_tokenizer.enable_truncation(16)
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    assert (all_tokens(prepare(path, cache_dir=tmp_path / "other").train) == expected).all()
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ class TestAttentionNames:
     def test_a_model_can_be_switched(self, saved, attention, monkeypatch):
         model = load(AutoModel, saved, "eager" if attention == "sdpa" else "sdpa")
         model.set_attn_implementation(attention)
-        original, called = remote_module(model).ATTENTION_FUNCTIONS[attention], []
-        spy = {attention: lambda *args, **kwargs: called.append(attention) or original(*args, **kwargs)}
+        (prepare, original), called = remote_module(model).ATTENTION_FUNCTIONS[attention], []
+        spy = {attention: (prepare, lambda *args, **kwargs: called.append(attention) or original(*args, **kwargs))}
         monkeypatch.setattr(remote_module(model), "ATTENTION_FUNCTIONS", spy)
         model(random_ids(1, 4))
         assert called == [attention] * TINY["num_hidden_layers"]
