@@ -145,6 +145,15 @@ def test_code_of_the_hub_runs_only_when_trusted(tmp_path):
     assert not loading.is_trusted("somebody/model", False) and loading.is_trusted("somebody/model", True)
 
 
+def test_code_of_an_untrusted_configuration_does_not_run(tokenizer, tmp_path, monkeypatch):
+    config = {"model_type": "bert", "auto_map": {"AutoModelForMaskedLM": "evil.Model"}, "hidden_size": 12}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    monkeypatch.setattr(loading, "is_trusted", lambda name_or_path, trust_remote_code: trust_remote_code)
+    new_model(tmp_path, tokenizer)  # transformers' own BERT
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_roots_tokenizer_is_the_built_one(tmp_path):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / file, tmp_path)

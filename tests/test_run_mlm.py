@@ -194,6 +194,14 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(run, corpus, 
     assert column(two, "validation_loss") == pytest.approx(column(one, "validation_loss"), abs=1e-5)
 
 
+def test_a_process_without_validation_rows_does_not_hang_the_others(corpus, tmp_path):
+    one_window = tmp_path / "one_window.fa"
+    one_window.write_text(">a\n" + (corpus / "alpha.fa").read_text().split("\n", 1)[1].replace("\n", "")[:240] + "\n")
+    options = {"per_device_train_batch_size": 16, "max_train_steps": 2, "eval_steps": 1, "validation_file": one_window}
+    printed = finish(start(*arguments(corpus, tmp_path / "run", **options), processes=2))
+    assert "1 to validate" in printed and len(column(tmp_path / "run", "validation_loss")) == 3
+
+
 def test_accumulation_gives_the_losses_of_the_whole_batch(run):
     whole = run("whole")
     assert_same_course(whole, run("accumulated", per_device_train_batch_size=8))
@@ -228,7 +236,7 @@ def test_bf16_autocast_trains_and_saves_float32(run):
 
 def test_training_goes_on_from_a_checkpoint_in_a_new_run(run, base_run):
     options = {"model_name_or_path": base_run / "checkpoint-36", "learning_rate": 1e-9, "max_train_steps": 1}
-    further = run(**options)
+    further = run(**options, config_name=None, config_overrides=None)
     assert column(further, "loss")[0] < column(base_run, "loss")[0] - 0.5
     old, new = (load_file(folder / "model.safetensors") for folder in (base_run / "checkpoint-36", further))
     assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)

@@ -69,7 +69,7 @@ def refusal(run, *positional, **options):
         ({"config_overrides": "hidden_size=65"}, "must be a multiple of num_attention_heads"),
         ({"config_overrides": "hiden_size=64"}, "hiden_size"),
         ({"tokenizer_name": "absent"}, "absent"),
-        ({"model_name_or_path": "absent"}, "absent"),
+        ({"model_name_or_path": "absent", "config_name": None, "config_overrides": None}, "absent"),
         ({"cache_dir": ROOT / "setup.cfg"}, "--cache_dir"),
         ({"output_dir": ROOT / "setup.cfg"}, "--output_dir"),
         ({"resume_from_checkpoint": "absent"}, "--resume_from_checkpoint absent: no checkpoint"),
@@ -112,6 +112,18 @@ def test_a_refusal_is_one_line_on_stderr_and_exit_status_1(corpus, tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: absent.fa: no such file")
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_gradients_that_are_not_finite_end_the_run_before_it_is_saved(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_mlm.Accelerator, "clip_grad_norm_", lambda *arguments: torch.tensor(torch.nan))
+    message = refusal(run, max_train_steps=2, checkpointing_steps=1, validation_split_percentage=0)
+    assert message == "error: the gradient norm is nan at step 1: lower --learning_rate"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"metrics.jsonl"}
+
+
+def test_sizes_of_a_new_model_are_refused_with_a_pretrained_one(run):
+    message = refusal(run, config_name=None, model_name_or_path="output/model")
+    assert "--config_overrides are for new models" in message
 
 
 def test_weights_that_break_on_the_last_step_are_not_saved(run, tmp_path):
