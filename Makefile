@@ -1,5 +1,5 @@
 # make setup     a .venv with everything
-# make pretrain  the main job on the embedded default: a tiny model on a synthetic corpus, about two minutes on two cores
+# make pretrain  the main job on the embedded default: a tiny model on a synthetic corpus, one to two minutes on two cores
 # make test      lint and tests, on the newest and on the oldest transformers that setup.cfg admits
 
 PYTHON ?= python3
