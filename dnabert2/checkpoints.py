@@ -46,6 +46,8 @@ def save_model(accelerator: Accelerator, model, tokenizer: PreTrainedTokenizerBa
 def save_final_model(accelerator: Accelerator, model, tokenizer: PreTrainedTokenizerBase, output_dir: Path):
     """`save_model` into a folder that holds other things: all files are whole before the first is named."""
     temporary = output_dir / "model.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run killed right here
     save_model(accelerator, model, tokenizer, temporary)
     if accelerator.is_main_process:
         for path in temporary.iterdir():

@@ -169,6 +169,7 @@ def prepare_corpus(
     Args:
         files: sequence files, as `expand_files` gives them; of each, `validation_percentage` % of the regions are
             held out, or none where `validation_files` are given.
+        tokenizer: loses a truncation or padding that was saved with it.
         max_seq_length: tokens a window, with [CLS] and [SEP].
         cache_dir: where token ids are kept, 2 bytes a token.
 
