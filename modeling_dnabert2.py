@@ -1,6 +1,7 @@
 """DNABERT-2 (Zhou et al., arXiv 2306.15006): a BERT encoder with ALiBi and GEGLU for DNA cut into BPE tokens.
 
-Remote code: this file and `configuration_dnabert2.py` travel with every checkpoint and need torch and transformers.
+Remote code: this file and the other three `*_dnabert2.py` travel with every checkpoint. They need torch and
+transformers, and use flash-attn and triton where these are.
 
     model = AutoModelForMaskedLM.from_pretrained("user/name", trust_remote_code=True)
 
@@ -21,97 +22,21 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple, logging
 
+from .attention_dnabert2 import (
+    ATTENTION_FUNCTIONS,
+    UNPADDED,
+    DNABert2Alibi,
+    SequenceLayout,
+    alibi_slopes,
+    check_packed,
+    require_flash_attention,
+    unpad,
+)
 from .configuration_dnabert2 import DNABert2Config
+from .kernels_dnabert2 import can_run, geglu, hashed_dropout
 
 
 logger = logging.get_logger(__name__)
-
-
-# --- attention ---------------------------------------------------------------------------------------------------
-
-
-def alibi_slopes(num_heads: int) -> torch.Tensor:
-    """
-    The slope of every head's linear distance penalty, float32 of shape (num_heads,): ALiBi, arXiv 2108.12409, §3.
-
-    A power of two n gives 2^(-8(i+1)/n). Other counts take the slopes of the largest power of two below, then every
-    second slope of twice that power, as the authors' code does.
-    """
-    power = 1 << (num_heads.bit_length() - 1)
-    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
-    slopes += [2.0 ** (-4.0 * (head + 1) / power) for head in range(0, 2 * (num_heads - power), 2)]
-    return torch.tensor(slopes, dtype=torch.float32)
-
-
-class DNABert2Alibi(nn.Module):
-    """Additive attention bias -slope·|i - j|, of any length: nothing is precomputed to a maximum."""
-
-    def __init__(self, config: DNABert2Config):
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)
-
-    def _apply(self, fn, recurse=True):
-        # Slopes stay float32, and exact, whatever the model is cast to: rounding 2^-0.5 to bf16 moves the bias of
-        # distant tokens by whole units. This also refills the buffer after `to_empty`.
-        super()._apply(fn, recurse)
-        self.slopes = alibi_slopes(self.num_heads).to(self.slopes.device)
-        return self
-
-    def forward(self, length: int) -> torch.Tensor:
-        """Bias of shape (1, heads, length, length), float32."""
-        position = torch.arange(length, device=self.slopes.device, dtype=torch.float32)
-        distance = (position[:, None] - position[None, :]).abs_()
-        return distance * -self.slopes[None, :, None, None]
-
-
-def eager_attention(
-    qkv: torch.Tensor, attention_bias: torch.Tensor, dropout: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(QKᵀ/√d + bias)·V written out; also returns the probabilities (batch, heads, length, length)."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, head_dim)
-    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)) + attention_bias
-    probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=dropout)
-    return torch.matmul(probabilities, value).transpose(1, 2), probabilities
-
-
-def sdpa_attention(qkv: torch.Tensor, attention_bias: torch.Tensor, dropout: float) -> tuple[torch.Tensor, None]:
-    """The same through torch's fused kernels."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
-    context = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_bias, dropout_p=dropout
-    )
-    return context.transpose(1, 2), None
-
-
-def compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-    """The dtype of matrix products on `hidden_states`: autocast's where it is on."""
-    device_type = hidden_states.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return hidden_states.dtype
-
-
-def dense_attention_bias(
-    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, alibi: DNABert2Alibi
-) -> dict[str, torch.Tensor]:
-    """What eager and sdpa need of the mask: ALiBi with padded keys at -inf, (1 or batch, heads, length, length)."""
-    bias = alibi(hidden_states.shape[1]).to(compute_dtype(hidden_states))
-    if attention_mask is None:
-        return {"attention_bias": bias}
-    is_token = attention_mask.bool()
-    # A row of padding alone attends to everything, so that its softmax is finite; its output is zeroed later.
-    is_key = is_token | ~is_token.any(dim=-1, keepdim=True)
-    return {"attention_bias": bias.masked_fill(~is_key[:, None, None, :], float("-inf"))}
-
-
-# Attention back ends by their name in transformers: what makes a back end's own inputs of the mask, once a forward,
-# and the attention itself, qkv (batch, length, 3, heads, head_dim) to context (batch, length, heads, head_dim). Not in
-# transformers' own registry on purpose: any function there that is not ours would lose ALiBi without a word.
-ATTENTION_FUNCTIONS = {
-    "eager": (dense_attention_bias, eager_attention),
-    "sdpa": (dense_attention_bias, sdpa_attention),
-}
 
 
 # --- layers ------------------------------------------------------------------------------------------------------
@@ -135,6 +60,15 @@ class DNABert2LayerNorm(nn.LayerNorm):
             )
 
 
+class DNABert2Dropout(nn.Dropout):
+    """Dropout, of a kind that costs next to nothing in a model compiled for a GPU."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() and hidden_states.is_cuda and self.training and 0 < self.p < 1:
+            return hashed_dropout(hidden_states, self.p)
+        return super().forward(hidden_states)
+
+
 class DNABert2Embeddings(nn.Module):
     """Word plus token-type embeddings, normalised. No position embedding: ALiBi takes its place."""
 
@@ -143,7 +77,7 @@ class DNABert2Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = DNABert2LayerNorm(config, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = DNABert2Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -180,7 +114,7 @@ class DNABert2SelfOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = DNABert2LayerNorm(config, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = DNABert2Dropout(config.hidden_dropout_prob)
 
     def forward(self, context: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self.LayerNorm(self.dropout(self.dense(context)) + residual)
@@ -204,13 +138,19 @@ class DNABert2GatedMLP(nn.Module):
         super().__init__()
         self.gated_layers = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.act = ACT2FN[config.hidden_act]
+        self.has_kernel = config.hidden_act == "gelu"
         self.wo = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = DNABert2Dropout(config.hidden_dropout_prob)
         self.layernorm = DNABert2LayerNorm(config, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gated_layers(hidden_states).chunk(2, dim=-1)
-        return self.layernorm(self.wo(self.dropout(self.act(gate) * up)) + hidden_states)
+        gate_up = self.gated_layers(hidden_states)
+        if self.has_kernel and can_run(gate_up) and self.dropout.p < 1:
+            product = geglu(gate_up, self.dropout.p if self.training else 0.0)
+        else:
+            gate, up = gate_up.chunk(2, dim=-1)
+            product = self.dropout(self.act(gate) * up)
+        return self.layernorm(self.wo(product) + hidden_states)
 
 
 class DNABert2Layer(GradientCheckpointingLayer):
@@ -236,8 +176,10 @@ class DNABert2Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+    def forward(self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """The first token of every row, or of every packed sequence, (batch or sequences, hidden_size)."""
+        first = hidden_states[:, 0] if cu_seqlens is None else hidden_states[0, cu_seqlens[:-1]]
+        return torch.tanh(self.dense(first))
 
 
 class DNABert2PredictionHeadTransform(nn.Module):
@@ -281,6 +223,9 @@ class DNABert2PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # Trainer: `num_items_in_batch` is a parameter of every forward that has labels
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _compatible_flash_implementations = ["flash_attention_2"]  # the others have no ALiBi
     _no_split_modules = ["DNABert2Embeddings", "DNABert2Layer"]
 
     def __init__(self, config: DNABert2Config):
@@ -291,6 +236,11 @@ class DNABert2PreTrainedModel(PreTrainedModel):
     def _can_set_attn_implementation(cls) -> bool:
         # transformers searches the source for its own registry's name and, not finding it, ignores the user's call
         return True
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        if attn_implementation == "flash_attention_2":
+            require_flash_attention()  # without it, transformers may take a kernel from the Hub that has no ALiBi
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -324,6 +274,8 @@ class DNABert2Model(DNABert2PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -335,14 +287,17 @@ class DNABert2Model(DNABert2PreTrainedModel):
             output_attentions: also return every layer's attention probabilities, (batch, heads, length, length),
                 computed by the eager back end whichever is chosen.
             output_hidden_states: also return the embeddings and every layer's output.
+            cu_seqlens: for sequences packed into one row, `input_ids` (1, tokens): where each begins and the last
+                ends, int32 (sequences + 1,). No token sees another sequence. In place of `attention_mask`.
+            max_seqlen: the longest packed sequence's tokens; found out if not given.
 
         Returns:
             `last_hidden_state` (batch, length, hidden_size), exactly 0 at padding, and `pooler_output`
-            (batch, hidden_size) or None.
+            (batch or sequences, hidden_size) or None.
 
         Raises:
-            ValueError: for neither or both of ids and embeddings, a mask of another shape, or an attention back end
-                that is not this model's own (it would lose ALiBi).
+            ValueError: for neither or both of ids and embeddings, a mask of another shape, `cu_seqlens` that do not
+                fit, or an attention back end that is not this model's own (it would lose ALiBi) or cannot run here.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -356,27 +311,53 @@ class DNABert2Model(DNABert2PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
-        hidden_states = self.embeddings(input_ids, token_type_ids, inputs_embeds)
-        prepare, attention = self._attention_function(output_attentions)
-        attention_inputs = prepare(hidden_states, attention_mask, self.encoder.alibi)
+        name = self._attention_name(output_attentions)
+        positions, layout = None, SequenceLayout(attention_mask)
+        if cu_seqlens is not None:
+            if attention_mask is not None:
+                raise ValueError("packed sequences have no padding: give cu_seqlens or attention_mask, not both")
+            layout = check_packed(shape, cu_seqlens, max_seqlen)
+        elif attention_mask is not None and name in UNPADDED:
+            positions, layout = unpad(attention_mask)
+            if layout.attention_mask is not None:
+                logger.warning_once(f"{name} cannot run under an attention_mask with holes: sdpa does")
+                name = "sdpa"
 
-        all_hidden_states, all_attentions = (hidden_states,), ()
+        if positions is not None:  # the only place where padding is taken out; `restore` puts it back
+            input_ids, token_type_ids, inputs_embeds = (
+                None if tensor is None else tensor.flatten(0, 1)[positions][None]
+                for tensor in (input_ids, token_type_ids, inputs_embeds)
+            )
+
+        def restore(hidden_states: torch.Tensor) -> torch.Tensor:
+            if positions is not None:
+                padded = hidden_states.new_zeros(shape[0] * shape[1], hidden_states.shape[-1])
+                return padded.index_copy(0, positions, hidden_states[0]).unflatten(0, shape)
+            if attention_mask is not None:
+                return hidden_states.masked_fill(~attention_mask.bool()[:, :, None], 0.0)
+            return hidden_states
+
+        hidden_states = self.embeddings(input_ids, token_type_ids, inputs_embeds)
+        prepare, attention = ATTENTION_FUNCTIONS[name]
+        attention_inputs = prepare(hidden_states, layout, self.encoder.alibi)
+
+        all_hidden_states, all_attentions = (hidden_states if positions is None else restore(hidden_states),), ()
         for layer in self.encoder.layer:
             hidden_states, probabilities = layer(hidden_states, attention=attention, **attention_inputs)
             if output_hidden_states:
-                all_hidden_states += (zero_padding(hidden_states, attention_mask),)
+                all_hidden_states += (restore(hidden_states),)
             if output_attentions:
                 all_attentions += (probabilities,)
-        hidden_states = zero_padding(hidden_states, attention_mask)
+        hidden_states = restore(hidden_states)
 
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,
-            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states, cu_seqlens),
             hidden_states=all_hidden_states if output_hidden_states else None,
             attentions=all_attentions if output_attentions else None,
         )
 
-    def _attention_function(self, output_attentions: bool):
+    def _attention_name(self, output_attentions: bool) -> str:
         name = self.config._attn_implementation
         if name not in ATTENTION_FUNCTIONS:
             raise ValueError(
@@ -388,13 +369,7 @@ class DNABert2Model(DNABert2PreTrainedModel):
                 f"{name} attention has no weights to return: output_attentions=True runs the eager one"
             )
             name = "eager"
-        return ATTENTION_FUNCTIONS[name]
-
-
-def zero_padding(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    if attention_mask is None:
-        return hidden_states
-    return hidden_states.masked_fill(~attention_mask.bool()[:, :, None], 0.0)
+        return name
 
 
 def token_cross_entropy(
@@ -437,18 +412,22 @@ class DNABert2ForMaskedLM(DNABert2PreTrainedModel):
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        sparse_prediction: bool = False,
+        prediction_positions: torch.Tensor | None = None,
     ) -> MaskedLMOutput:
         """
         Args (the others are `DNABert2Model`'s):
             labels: token ids to predict, -100 where there is nothing to predict, (batch, length). As in all of
                 transformers, the loss of a batch without any label is NaN.
             num_items_in_batch: the loss is the sum over labels divided by this number instead of their mean.
-            sparse_prediction: compute logits at labelled positions only: (labels, vocab_size), in row order.
+            prediction_positions: compute logits at these alone, int64 (n,), positions in the flattened batch; `labels`
+                are then theirs, (n,). Of a fixed n, filled up with any position and label -100, the compiler can make
+                one program of every batch.
 
         Returns:
-            `loss` in nats a labelled token, and `logits` (batch, length, vocab_size).
+            `loss` in nats a labelled token, and `logits` (batch, length, vocab_size), or (n, vocab_size).
         """
         outputs = self.bert(
             input_ids,
@@ -457,13 +436,14 @@ class DNABert2ForMaskedLM(DNABert2PreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
         )
         hidden_states = outputs.last_hidden_state
-        if sparse_prediction:
-            if labels is None:
-                raise ValueError("sparse_prediction=True computes logits where labels are: it needs labels")
-            is_labelled = labels != -100
-            hidden_states, labels = hidden_states[is_labelled], labels[is_labelled]
+        if prediction_positions is not None:
+            hidden_states = hidden_states.flatten(0, 1)[prediction_positions]
+        if labels is not None and labels.shape != hidden_states.shape[:-1]:
+            raise ValueError(f"labels must be {tuple(hidden_states.shape[:-1])}, are {tuple(labels.shape)}")
 
         logits = self.cls(hidden_states)
         loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
@@ -491,6 +471,8 @@ class DNABert2ForSequenceClassification(DNABert2PreTrainedModel):
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> SequenceClassifierOutput:
         """
@@ -509,6 +491,8 @@ class DNABert2ForSequenceClassification(DNABert2PreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
@@ -543,6 +527,8 @@ class DNABert2ForTokenClassification(DNABert2PreTrainedModel):
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> TokenClassifierOutput:
         """
@@ -560,6 +546,8 @@ class DNABert2ForTokenClassification(DNABert2PreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)

@@ -53,7 +53,7 @@ def training_step(accelerator: Accelerator, model: torch.nn.Module, micro_batche
         is_last = i == len(micro_batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
             # DDP averages gradients over processes: the share of each is scaled up by their number
-            share = model(**batch, num_items_in_batch=masked / accelerator.num_processes, sparse_prediction=True).loss
+            share = model(**batch, num_items_in_batch=masked / accelerator.num_processes).loss
             accelerator.backward(share)
         loss += share.detach()
     return accelerator.reduce(loss, reduction="mean")
@@ -66,10 +66,10 @@ def validate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
     totals = torch.zeros(3, device=accelerator.device, dtype=torch.float64)  # loss, correct, masked
     for batch in tqdm(loader, desc="Validating", leave=False, disable=not accelerator.is_local_main_process):
         batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
-        labels = batch["labels"][batch["labels"] != batches.IGNORE_INDEX]
-        outputs = model(**batch, num_items_in_batch=1, sparse_prediction=True)
-        correct = (outputs.logits.argmax(dim=-1) == labels).sum()
-        totals += torch.stack([outputs.loss.double(), correct.double(), torch.tensor(len(labels)).to(correct)])
+        outputs = model(**batch, num_items_in_batch=1)
+        correct = (outputs.logits.argmax(dim=-1) == batch["labels"]).sum()
+        masked = (batch["labels"] != batches.IGNORE_INDEX).sum()
+        totals += torch.stack([outputs.loss.double(), correct.double(), masked.double()])
     model.train()
     loss, correct, masked = accelerator.reduce(totals, reduction="sum").tolist()
     if not masked:  # a split of a few tokens
@@ -97,6 +97,9 @@ def main():
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     check_args(args, accelerator.num_processes)
+    args.attn_implementation = args.attn_implementation or loading.fastest_attention(
+        accelerator.device.type, accelerator.mixed_precision
+    )
     arguments = checkpoints.arguments_of_run(args) | {"mixed_precision": accelerator.mixed_precision}
     checkpoint = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     state = {"step": 0}
@@ -126,7 +129,7 @@ def main():
         model = loading.new_model(
             args.config_name or loading.ROOT, tokenizer, args.config_overrides, args.trust_remote_code
         )
-    model.set_attn_implementation(args.attn_implementation)
+    loading.set_attention(model, args.attn_implementation, accelerator.mixed_precision)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.train()

@@ -4,6 +4,7 @@ Nothing here has a state that a checkpoint would have to hold. A run resumed at 
 run draws there, whatever the number of loader workers, and two processes share the very rows and masks of one.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -53,7 +54,11 @@ class MaskedWindows(Dataset):
         return len(self.windows)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels`, int64 of shape (len(keys), max_seq_length)."""
+        """
+        A batch as int64 tensors: `input_ids` (len(keys), max_seq_length); `prediction_positions` (n,), the positions
+        in the flattened ids where a token is to be predicted; `labels` (n,), those tokens. n is the same for almost
+        all batches of one size, for the compiler's sake: position 0 and label -100 fill it up.
+        """
         tokens = self.windows[[row for _, row in keys]]
         draws = np.empty((3, *tokens.shape))
         for i, (epoch, row) in enumerate(keys):
@@ -62,10 +67,19 @@ class MaskedWindows(Dataset):
         is_random = is_chosen & (draws[1] >= 0.8) & (draws[1] < 0.9)
         input_ids = np.where(is_chosen & (draws[1] < 0.8), self.mask_token_id, tokens)
         random_ids = self.ordinary_ids[(draws[2] * len(self.ordinary_ids)).astype(np.int64)]
+        positions = np.flatnonzero(is_chosen)
+        filling = (0, self.prediction_rows(tokens.size, len(positions)) - len(positions))
         return {
             "input_ids": torch.from_numpy(np.where(is_random, random_ids, input_ids)),
-            "labels": torch.from_numpy(np.where(is_chosen, tokens, IGNORE_INDEX)),
+            "prediction_positions": torch.from_numpy(np.pad(positions, filling)),
+            "labels": torch.from_numpy(np.pad(tokens.flat[positions], filling, constant_values=IGNORE_INDEX)),
         }
+
+    def prediction_rows(self, num_tokens: int, num_chosen: int) -> int:
+        """The mean number of chosen tokens and six standard deviations, or more if it must be; a multiple of 64."""
+        mean = num_tokens * self.mlm_probability
+        usual = mean + 6 * math.sqrt(mean * (1 - self.mlm_probability))
+        return 64 * math.ceil(max(usual, num_chosen) / 64)
 
 
 class StepSampler(Sampler):

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 
 from dnabert2.errors import UsageError
 
 
+ATTENTION = ["eager", "sdpa", "flash_attention_2", "flex_attention"]
 ROOT = Path(__file__).resolve().parent.parent  # the repository, which is a model folder itself
 
 
@@ -99,3 +101,19 @@ def load_model(
             "give the model's own tokenizer by --tokenizer_name"
         )
     return model
+
+
+def fastest_attention(device_type: str, mixed_precision: str) -> str:
+    """The fastest attention back end that can run here: flash-attn wants a GPU and half precision."""
+    is_half = mixed_precision in ("bf16", "fp16")
+    return "flash_attention_2" if device_type == "cuda" and is_half and is_flash_attn_2_available() else "sdpa"
+
+
+def set_attention(model: PreTrainedModel, attn_implementation: str, mixed_precision: str):
+    """Raises UsageError, saying what is missing, where this back end cannot run."""
+    if attn_implementation == "flash_attention_2" and mixed_precision == "no":
+        raise UsageError("--attn_implementation flash_attention_2 needs accelerate launch --mixed_precision bf16")
+    try:
+        model.set_attn_implementation(attn_implementation)
+    except ImportError as error:
+        raise UsageError(f"--attn_implementation {attn_implementation}: {error}") from error

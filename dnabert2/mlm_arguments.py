@@ -4,6 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
+from dnabert2 import loading
 from dnabert2.errors import UsageError
 
 
@@ -30,7 +31,9 @@ def parse_args(description: str) -> argparse.Namespace:
     )
     model.add_argument("--trust_remote_code", action="store_true", help="run the code of a model on the Hub")
     model.add_argument(
-        "--attn_implementation", choices=["eager", "sdpa"], default="sdpa", help="attention back end (default: sdpa)"
+        "--attn_implementation",
+        choices=loading.ATTENTION,
+        help="attention back end (default: the fastest that can run here, flash_attention_2 or sdpa)",
     )
     model.add_argument("--gradient_checkpointing", action="store_true", help="less memory for more computing")
 

@@ -20,7 +20,7 @@ from transformers import (
 
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE_FILES = ("configuration_dnabert2.py", "modeling_dnabert2.py")
+CODE_FILES = tuple(f"{name}_dnabert2.py" for name in ("attention", "configuration", "kernels", "modeling"))
 BACK_ENDS = ("eager", "sdpa")
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 AUTO_CLASSES = (

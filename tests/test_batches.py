@@ -35,9 +35,16 @@ def masked_windows(windows, tokenizer):
     return batches.MaskedWindows(windows, tokenizer, mlm_probability=0.15, seed=7)
 
 
+def all_labels(batch):
+    """Labels of every token of `input_ids`, -100 where there is nothing to predict."""
+    labels, is_label = torch.full_like(batch["input_ids"], batches.IGNORE_INDEX), batch["labels"] >= 0
+    labels.view(-1)[batch["prediction_positions"][is_label]] = batch["labels"][is_label]
+    return labels.numpy()
+
+
 def whole_epoch(masked_windows, epoch=0):
     batch = masked_windows.__getitems__([(epoch, row) for row in range(len(masked_windows))])
-    return batch["input_ids"].numpy(), batch["labels"].numpy()
+    return batch["input_ids"].numpy(), all_labels(batch)
 
 
 def assert_share(is_hit, probability):
@@ -100,7 +107,7 @@ def test_special_tokens_are_neither_chosen_nor_drawn(masked_windows, windows, to
         is_random = (input_ids != tokens) & (input_ids != tokenizer.mask_token_id)
         assert not set(input_ids[is_random]) & set(tokenizer.all_special_ids)
     everything = batches.MaskedWindows(windows, tokenizer, mlm_probability=1.0, seed=7)
-    labels = everything.__getitems__([(0, 0)])["labels"][0]
+    labels = all_labels(everything.__getitems__([(0, 0)]))[0]
     assert (labels != batches.IGNORE_INDEX).tolist() == [False] + [True] * (LENGTH - 2) + [False]
 
 
@@ -116,7 +123,8 @@ def test_a_row_has_the_same_mask_in_any_batch(masked_windows):
     together = masked_windows.__getitems__(keys)
     for i, key in enumerate(keys):
         alone = masked_windows.__getitems__([key])
-        assert all(torch.equal(together[name][i], alone[name][0]) for name in ("input_ids", "labels"))
+        assert torch.equal(together["input_ids"][i], alone["input_ids"][0])
+        assert (all_labels(together)[i] == all_labels(alone)[0]).all()
 
 
 def test_a_row_has_other_masks_in_other_epochs_rows_and_seeds(masked_windows, windows, tokenizer):
@@ -124,7 +132,7 @@ def test_a_row_has_other_masks_in_other_epochs_rows_and_seeds(masked_windows, wi
 
     def chosen(dataset, epoch, rows):
         keys = [(epoch, row) for row in rows]
-        return dataset.__getitems__(keys)["labels"].numpy()[:, 1:-1] != batches.IGNORE_INDEX
+        return all_labels(dataset.__getitems__(keys))[:, 1:-1] != batches.IGNORE_INDEX
 
     first = chosen(masked_windows, 0, range(1000))
     for other in (
@@ -133,6 +141,37 @@ def test_a_row_has_other_masks_in_other_epochs_rows_and_seeds(masked_windows, wi
         chosen(other_seed, 0, range(1000)),
     ):
         assert_share(first & other, 0.15**2)  # independent
+
+
+class TestPredictionPositions:
+    def test_are_of_one_number_in_all_batches_of_a_size(self, masked_windows):
+        for rows in (8, 100):
+            keys = [[(epoch, row) for row in range(rows)] for epoch in range(40)]
+            numbers = {len(masked_windows.__getitems__(k)["prediction_positions"]) for k in keys}
+            assert len(numbers) == 1 and numbers.pop() % 64 == 0
+
+    def test_rise_and_are_filled_up_with_position_0_without_a_label(self, masked_windows):
+        batch = masked_windows.__getitems__([(0, row) for row in range(8)])
+        positions, labels = batch["prediction_positions"], batch["labels"]
+        number = int((labels >= 0).sum())
+        assert positions.dtype == labels.dtype == batch["input_ids"].dtype == torch.int64
+        assert positions.shape == labels.shape and 0 < number < len(labels)
+        assert (positions[:number].diff() > 0).all() and (labels[:number] >= 0).all()
+        assert not positions[number:].any() and (labels[number:] == batches.IGNORE_INDEX).all()
+
+    @pytest.mark.parametrize("probability", [0.0, 1e-4, 1.0])
+    def test_hold_all_that_are_chosen(self, windows, tokenizer, probability):
+        dataset = batches.MaskedWindows(windows, tokenizer, mlm_probability=probability, seed=7)
+        batch = dataset.__getitems__([(0, row) for row in range(300)])
+        number = int((batch["labels"] >= 0).sum())
+        if probability in (0, 1):
+            assert number == probability * 300 * (LENGTH - 2)
+        assert number <= len(batch["labels"]) < 300 * LENGTH + 64
+
+    def test_are_more_where_chance_chose_more_than_six_deviations(self, masked_windows):
+        assert masked_windows.prediction_rows(1000, 150) == 256  # 150 and 6 x 11.3
+        assert masked_windows.prediction_rows(1000, 256) == 256
+        assert masked_windows.prediction_rows(1000, 257) == 320
 
 
 # --- order -------------------------------------------------------------------------------------------------------
@@ -198,18 +237,19 @@ def test_the_loader_gives_the_same_batches_with_and_without_workers(masked_windo
     assert len(alone) == len(shared) == 20
     for one, other, keys in zip(alone, shared, sampler, strict=True):
         expected = masked_windows.__getitems__(keys)
-        for name in ("input_ids", "labels"):
+        assert one.keys() == other.keys() == expected.keys()
+        for name in expected:
             assert torch.equal(one[name], other[name]) and torch.equal(one[name], expected[name])
 
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_validation_sees_every_row_once_and_always_under_the_same_mask(masked_windows, processes):
     loaders = [batches.validation_loader(masked_windows, 128, index, processes) for index in range(processes)]
-    labels = [torch.cat([batch["labels"] for batch in loader]) for loader in loaders]
-    whole = torch.empty(ROWS, LENGTH, dtype=torch.long)
+    labels = [np.concatenate([all_labels(batch) for batch in loader]) for loader in loaders]
+    whole = np.empty((ROWS, LENGTH), dtype=np.int64)
     for index in range(processes):
         whole[index::processes] = labels[index]
-    assert torch.equal(whole, torch.from_numpy(whole_epoch(masked_windows, epoch=0)[1]))
+    assert (whole == whole_epoch(masked_windows, epoch=0)[1]).all()
 
 
 def test_random_streams_of_other_seeds_purposes_and_keys_differ():

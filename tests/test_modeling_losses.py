@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import build, four_masks, gradients, padded_batch, random_ids, worst
+from models import TINY, build, four_masks, gradients, padded_batch, random_ids, worst
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
@@ -30,19 +30,50 @@ class TestMaskedLMLoss:
         labels = batch.pop("labels")
         assert torch.equal(model(**batch).logits, model(**batch, labels=labels).logits)
 
-    def test_sparse_prediction_gives_the_same_at_labels_alone(self):
+    @pytest.mark.parametrize("shape", [(4, 24, 1), (4, 23), (96,), (4, 24, 64)])
+    def test_labels_of_another_shape_are_refused(self, shape):
+        with pytest.raises(ValueError, match=r"labels must be \(4, 24\), are "):
+            build()(random_ids(4, 24), labels=torch.zeros(shape, dtype=torch.long))
+
+
+class TestPredictionPositions:
+    @pytest.mark.parametrize("filled", [0, 5])
+    def test_give_the_loss_and_gradients_of_all_logits(self, filled):
         batch, dense, sparse = padded_batch(), build(), build()
-        expected, outputs = dense(**batch), sparse(**batch, sparse_prediction=True)
-        assert worst(outputs.logits, expected.logits[batch["labels"] != -100]) < 1e-5
+        predictions = at_labels_alone(batch, filled)
+        expected, outputs = dense(**batch), sparse(**predictions)
+        assert outputs.logits.shape == (len(predictions["labels"]), TINY["vocab_size"])
+        assert worst(outputs.logits, expected.logits.flatten(0, 1)[predictions["prediction_positions"]]) < 1e-5
         assert worst(outputs.loss, expected.loss) < 1e-6
         expected.loss.backward()
         outputs.loss.backward()
         for name, gradient in gradients(dense).items():
             assert worst(gradients(sparse)[name], gradient) < 1e-5, name
 
-    def test_sparse_prediction_without_labels_is_refused(self):
-        with pytest.raises(ValueError, match="needs labels"):
-            build()(random_ids(1, 4), sparse_prediction=True)
+    def test_scale_by_num_items_in_batch(self):
+        predictions = at_labels_alone(padded_batch(), 5)
+        number = (predictions["labels"] != -100).sum()
+        scaled = build()(**predictions, num_items_in_batch=3 * number)
+        assert worst(3 * scaled.loss, build()(**predictions).loss) < 1e-6
+
+    def test_need_no_labels(self):
+        positions = torch.tensor([7, 0, 7, 3])  # in any order, and more than once
+        outputs = build()(random_ids(2, 4), prediction_positions=positions)
+        assert outputs.loss is None
+        assert worst(outputs.logits, build()(random_ids(2, 4)).logits.flatten(0, 1)[positions]) < 1e-6
+
+    def test_with_labels_of_all_tokens_are_refused(self):
+        batch = padded_batch()
+        with pytest.raises(ValueError, match=r"labels must be \(3,\), are \(4, 24\)"):
+            build()(**batch, prediction_positions=torch.arange(3))
+
+
+def at_labels_alone(batch, filled):
+    """The batch with its labels by position, filled up with `filled` positions 0 of no label."""
+    labels = batch["labels"].flatten()
+    positions = nn.functional.pad((labels != -100).nonzero()[:, 0], (0, filled))
+    labels = nn.functional.pad(labels[labels != -100], (0, filled), value=-100)
+    return batch | {"prediction_positions": positions, "labels": labels}
 
 
 def binary_cross_entropy(logits, labels):

@@ -23,20 +23,17 @@ def test_the_117m_takes_697_mflop_a_token():
 @pytest.mark.parametrize("length", [16, 48])
 def test_flops_are_three_times_those_torch_counts_in_a_forward(length):
     model = build(attention="eager")  # of sdpa on a CPU torch counts nothing
-    labels = torch.full((3, length), -100)
-    labels[:, : length // 4] = 7
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=random_ids(3, length), labels=labels, sparse_prediction=True)
+        model(input_ids=random_ids(3, length), prediction_positions=torch.arange(3 * length // 4))
     expected = throughput.training_flops_per_token(model.config, length, 0.25) * 3 * length
     assert expected == pytest.approx(3 * counter.get_total_flops(), rel=1e-9)
 
 
 def test_a_training_step_costs_what_torch_counts_in_it():
     model = build(attention="eager").train()
-    labels = torch.full((2, 32), -100)
-    labels[:, :8] = 7
+    predictions = {"prediction_positions": torch.arange(16), "labels": random_ids(16)}
     with FlopCounterMode(display=False) as counter:
-        model(input_ids=random_ids(2, 32), labels=labels, sparse_prediction=True).loss.backward()
+        model(input_ids=random_ids(2, 32), **predictions).loss.backward()
     expected = throughput.training_flops_per_token(model.config, 32, 0.25) * 2 * 32
     assert expected == pytest.approx(counter.get_total_flops(), rel=1e-9)
 

@@ -1,0 +1,228 @@
+"""Kernels of DNABERT-2 for CUDA GPUs: dropout, the GEGLU with its dropout, and attention over short sequences.
+
+Remote code, beside `modeling_dnabert2.py`, which computes the same in plain torch wherever `can_run` says no. What
+they save, and what was tried besides, is in benchmarks/throughput.md.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # comes with torch's CUDA builds on Linux
+    triton = None
+
+MAX_TILE_LENGTH = 128  # tokens of a sequence whose scores fit one program's registers
+
+
+def can_run(tensor: torch.Tensor) -> bool:
+    return triton is not None and tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _kept(offset, seed_pointer, threshold: tl.constexpr):
+        """
+        Which elements dropout keeps: a hash of their index and the call's seed, so that the backward pass computes it
+        again instead of reading it. Philox, torch's generator, would cost more than all the rest of the GEGLU.
+        """
+        seed = tl.load(seed_pointer).to(tl.uint32, bitcast=True)
+        hashed = (offset.to(tl.uint32) * 0x9E3779B1) ^ seed
+        hashed = (hashed ^ (hashed >> 15)) * 0x85EBCA77
+        hashed = (hashed ^ (hashed >> 13)) * 0xC2B2AE3D
+        return (hashed >> 8) >= threshold  # 24 bits: a rate is kept to 6e-8
+
+    @triton.jit
+    def _gelu(gate):
+        """gelu(gate) and its derivative: the exact (erf) form."""
+        cdf = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+        return gate * cdf, cdf + gate * tl.exp(-0.5 * gate * gate) * 0.3989422804014327
+
+    @triton.jit
+    def _geglu_offsets(width, block: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.program_id(1) * block + tl.arange(0, block)
+        return row * width + column, 2 * row * width + column, column < width
+
+    @triton.jit
+    def _geglu_forward(gate_up, product, seed, width, threshold: tl.constexpr, block: tl.constexpr):
+        offset, gate_offset, is_inside = _geglu_offsets(width, block)
+        gate = tl.load(gate_up + gate_offset, mask=is_inside).to(tl.float32)
+        up = tl.load(gate_up + gate_offset + width, mask=is_inside).to(tl.float32)
+        value = _gelu(gate)[0] * up
+        if threshold > 0:
+            value = tl.where(_kept(offset, seed, threshold), value * (1 / (1 - threshold / 2**24)), 0.0)
+        tl.store(product + offset, value.to(product.dtype.element_ty), mask=is_inside)
+
+    @triton.jit
+    def _geglu_backward(gate_up, d_product, d_gate_up, seed, width, threshold: tl.constexpr, block: tl.constexpr):
+        offset, gate_offset, is_inside = _geglu_offsets(width, block)
+        gate = tl.load(gate_up + gate_offset, mask=is_inside).to(tl.float32)
+        up = tl.load(gate_up + gate_offset + width, mask=is_inside).to(tl.float32)
+        gradient = tl.load(d_product + offset, mask=is_inside).to(tl.float32)
+        if threshold > 0:
+            gradient = tl.where(_kept(offset, seed, threshold), gradient * (1 / (1 - threshold / 2**24)), 0.0)
+        value, slope = _gelu(gate)
+        dtype = d_gate_up.dtype.element_ty
+        tl.store(d_gate_up + gate_offset, (gradient * up * slope).to(dtype), mask=is_inside)
+        tl.store(d_gate_up + gate_offset + width, (gradient * value).to(dtype), mask=is_inside)
+
+    @triton.jit
+    def _tile(qkv, cu_seqlens, slopes, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+        """One head of one sequence: query, key, value (block, dim), probabilities, and where they lie."""
+        sequence, head = tl.program_id(0), tl.program_id(1)
+        start = tl.load(cu_seqlens + sequence)
+        length = tl.load(cu_seqlens + sequence + 1) - start
+        row, column = tl.arange(0, block), tl.arange(0, dim)
+        token = (start + row).to(tl.int64)[:, None]
+        head_column = (head * dim + column)[None, :]
+        qkv_offset = token * (3 * heads * dim) + head_column
+        is_token = (row < length)[:, None]
+        query = tl.load(qkv + qkv_offset, mask=is_token, other=0.0)
+        key = tl.load(qkv + qkv_offset + heads * dim, mask=is_token, other=0.0)
+        value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
+        # exp2 is the GPU's own exponential
+        scale: tl.constexpr = 1.4426950408889634 / dim**0.5
+        slope = tl.load(slopes + head) * 1.4426950408889634
+        distance = tl.abs(row[:, None] - row[None, :]).to(tl.float32)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale - slope * distance
+        scores = tl.where((row < length)[None, :], scores, float("-inf"))
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        probabilities = weights / tl.sum(weights, 1)[:, None]
+        return query, key, value, probabilities, qkv_offset, token * (heads * dim) + head_column, is_token
+
+    @triton.jit
+    def _attention_forward(
+        qkv, context, cu_seqlens, slopes, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr
+    ):
+        _, _, value, probabilities, _, offset, is_token = _tile(qkv, cu_seqlens, slopes, heads, dim, block)
+        dtype = value.dtype
+        product = tl.dot(probabilities.to(dtype), value, input_precision="ieee")
+        tl.store(context + offset, product.to(dtype), mask=is_token)
+
+    @triton.jit
+    def _attention_backward(
+        qkv, d_context, d_qkv, cu_seqlens, slopes, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr
+    ):
+        query, key, value, probabilities, qkv_offset, offset, is_token = _tile(
+            qkv, cu_seqlens, slopes, heads, dim, block
+        )
+        dtype = value.dtype
+        gradient = tl.load(d_context + offset, mask=is_token, other=0.0)
+        d_value = tl.dot(tl.trans(probabilities.to(dtype)), gradient, input_precision="ieee")
+        tl.store(d_qkv + qkv_offset + 2 * heads * dim, d_value.to(dtype), mask=is_token)
+        d_probabilities = tl.dot(gradient, tl.trans(value), input_precision="ieee")
+        row_sum = tl.sum(probabilities * d_probabilities, 1)[:, None]
+        d_scores = (probabilities * (d_probabilities - row_sum) * (1.0 / dim**0.5)).to(dtype)
+        d_query = tl.dot(d_scores, key, input_precision="ieee")
+        tl.store(d_qkv + qkv_offset, d_query.to(dtype), mask=is_token)
+        d_key = tl.dot(tl.trans(d_scores), query, input_precision="ieee")
+        tl.store(d_qkv + qkv_offset + heads * dim, d_key.to(dtype), mask=is_token)
+
+
+def hashed_dropout(hidden_states: torch.Tensor, dropout: float) -> torch.Tensor:
+    """
+    Dropout by the same hash in plain torch, for compiled models: the compiler makes it part of the kernels around, and
+    the backward pass computes the mask again.
+    """
+    hashed = torch.arange(hidden_states.numel(), dtype=torch.int32, device=hidden_states.device)
+    hashed = hashed.view(hidden_states.shape) * (0x9E3779B1 - 2**32) ^ random_seed(hidden_states.device)
+    hashed = (hashed ^ (hashed >> 15 & 0x1FFFF)) * (0x85EBCA77 - 2**32)  # & makes the shift of an int32 a logical one
+    hashed = (hashed ^ (hashed >> 13 & 0x7FFFF)) * (0xC2B2AE3D - 2**32)
+    is_kept = (hashed >> 8 & 0xFFFFFF) >= round(dropout * 2**24)
+    return hidden_states * is_kept * (1 / (1 - dropout))
+
+
+def random_seed(device: torch.device) -> torch.Tensor:
+    return torch.randint(-(2**31), 2**31, (), dtype=torch.int32, device=device)
+
+
+def _grid(product: torch.Tensor) -> tuple[tuple[int, int], int]:
+    width = product.shape[-1]
+    block = min(1024, triton.next_power_of_2(width))
+    return (product.numel() // width, triton.cdiv(width, block)), block
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up: torch.Tensor, seed: torch.Tensor, threshold: int) -> torch.Tensor:
+        gate_up = gate_up.contiguous()
+        product = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        grid, block = _grid(product)
+        if product.numel():
+            _geglu_forward[grid](gate_up, product, seed, product.shape[-1], threshold, block)
+        ctx.save_for_backward(gate_up, seed)
+        ctx.threshold = threshold
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_product: torch.Tensor):
+        gate_up, seed = ctx.saved_tensors
+        d_product = d_product.contiguous()
+        d_gate_up = torch.empty_like(gate_up)
+        grid, block = _grid(d_product)
+        if d_product.numel():
+            _geglu_backward[grid](gate_up, d_product, d_gate_up, seed, d_product.shape[-1], ctx.threshold, block)
+        return d_gate_up, None, None
+
+
+def geglu(gate_up: torch.Tensor, dropout: float) -> torch.Tensor:
+    """
+    dropout(gelu(gate)·up), in float32 inside (GEGLU, arXiv 2002.05202, eq. 6, with the exact GELU).
+
+    Args:
+        gate_up: (..., 2·width), the gates first.
+        dropout: rate, from 0 to below 1; its masks follow torch's random state, but are not `nn.Dropout`'s.
+
+    Returns:
+        (..., width).
+    """
+    return _Geglu.apply(gate_up, random_seed(gate_up.device), round(dropout * 2**24))
+
+
+class _TileAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv: torch.Tensor, cu_seqlens: torch.Tensor, slopes: torch.Tensor, block: int) -> torch.Tensor:
+        qkv = qkv.contiguous()
+        tokens, _, heads, dim = qkv.shape
+        context = qkv.new_empty(tokens, heads, dim)
+        _attention_forward[(len(cu_seqlens) - 1, heads)](qkv, context, cu_seqlens, slopes, heads, dim, block)
+        ctx.save_for_backward(qkv, cu_seqlens, slopes)
+        ctx.block = block
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_context: torch.Tensor):
+        qkv, cu_seqlens, slopes = ctx.saved_tensors
+        _, _, heads, dim = qkv.shape
+        d_qkv = qkv.new_empty(qkv.numel())  # flat: of a view with dimensions the compiler would make a copy
+        _attention_backward[(len(cu_seqlens) - 1, heads)](
+            qkv, d_context.contiguous(), d_qkv, cu_seqlens, slopes, heads, dim, ctx.block
+        )
+        return d_qkv.view(qkv.shape), None, None, None
+
+
+def tile_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, slopes: torch.Tensor) -> torch.Tensor:
+    """
+    Attention with ALiBi where each sequence is one tile: the scores never leave the registers, and the backward pass
+    computes them again from `qkv` alone.
+
+    Args:
+        qkv: (tokens, 3, heads, head_dim), sequences one after the other; head_dim a power of two, 16 to 128.
+        cu_seqlens: where each sequence begins and the last ends, int32 (sequences + 1,).
+        max_seqlen: the longest sequence's tokens, at most `MAX_TILE_LENGTH`.
+        slopes: ALiBi's, float32 (heads,).
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    return _TileAttention.apply(qkv, cu_seqlens, slopes, max(16, triton.next_power_of_2(max_seqlen)))
+
+
+def fits_a_tile(qkv: torch.Tensor, max_seqlen: int) -> bool:
+    return can_run(qkv) and max_seqlen <= MAX_TILE_LENGTH and qkv.shape[-1] in (16, 32, 64, 128)
