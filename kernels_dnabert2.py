@@ -30,7 +30,7 @@ if triton is not None:
         again instead of reading it. Philox, torch's generator, would cost more than all the rest of the GEGLU.
         """
         seed = tl.load(seed_pointer).to(tl.uint32, bitcast=True)
-        hashed = (offset.to(tl.uint32) * 0x9E3779B1) ^ seed
+        hashed = (offset.to(tl.uint32) ^ seed) * 0x9E3779B1
         hashed = (hashed ^ (hashed >> 15)) * 0x85EBCA77
         hashed = (hashed ^ (hashed >> 13)) * 0xC2B2AE3D
         return (hashed >> 8) >= threshold  # 24 bits: a rate is kept to 6e-8
@@ -42,13 +42,13 @@ if triton is not None:
         return gate * cdf, cdf + gate * tl.exp(-0.5 * gate * gate) * 0.3989422804014327
 
     @triton.jit
-    def _geglu_offsets(width, block: tl.constexpr):
+    def _geglu_offsets(width: tl.constexpr, block: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         column = tl.program_id(1) * block + tl.arange(0, block)
         return row * width + column, 2 * row * width + column, column < width
 
     @triton.jit
-    def _geglu_forward(gate_up, product, seed, width, threshold: tl.constexpr, block: tl.constexpr):
+    def _geglu_forward(gate_up, product, seed, width: tl.constexpr, threshold: tl.constexpr, block: tl.constexpr):
         offset, gate_offset, is_inside = _geglu_offsets(width, block)
         gate = tl.load(gate_up + gate_offset, mask=is_inside).to(tl.float32)
         up = tl.load(gate_up + gate_offset + width, mask=is_inside).to(tl.float32)
@@ -58,7 +58,9 @@ if triton is not None:
         tl.store(product + offset, value.to(product.dtype.element_ty), mask=is_inside)
 
     @triton.jit
-    def _geglu_backward(gate_up, d_product, d_gate_up, seed, width, threshold: tl.constexpr, block: tl.constexpr):
+    def _geglu_backward(
+        gate_up, d_product, d_gate_up, seed, width: tl.constexpr, threshold: tl.constexpr, block: tl.constexpr
+    ):
         offset, gate_offset, is_inside = _geglu_offsets(width, block)
         gate = tl.load(gate_up + gate_offset, mask=is_inside).to(tl.float32)
         up = tl.load(gate_up + gate_offset + width, mask=is_inside).to(tl.float32)
@@ -70,48 +72,55 @@ if triton is not None:
         tl.store(d_gate_up + gate_offset, (gradient * up * slope).to(dtype), mask=is_inside)
         tl.store(d_gate_up + gate_offset + width, (gradient * value).to(dtype), mask=is_inside)
 
+    # The compiler takes every argument of a helper for written to if a store's address comes out of that helper, and
+    # copies them all: so addresses are made by one that sees no pointer.
+
     @triton.jit
-    def _tile(qkv, cu_seqlens, slopes, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
-        """One head of one sequence: query, key, value (block, dim), probabilities, and where they lie."""
-        sequence, head = tl.program_id(0), tl.program_id(1)
-        start = tl.load(cu_seqlens + sequence)
-        length = tl.load(cu_seqlens + sequence + 1) - start
+    def _tile_offsets(start, length, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+        """Of one head of one sequence: its elements in qkv and in the context, and which of them are tokens."""
         row, column = tl.arange(0, block), tl.arange(0, dim)
         token = (start + row).to(tl.int64)[:, None]
-        head_column = (head * dim + column)[None, :]
-        qkv_offset = token * (3 * heads * dim) + head_column
-        is_token = (row < length)[:, None]
-        query = tl.load(qkv + qkv_offset, mask=is_token, other=0.0)
-        key = tl.load(qkv + qkv_offset + heads * dim, mask=is_token, other=0.0)
-        value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
-        # exp2 is the GPU's own exponential
-        scale: tl.constexpr = 1.4426950408889634 / dim**0.5
-        slope = tl.load(slopes + head) * 1.4426950408889634
+        head_column = (tl.program_id(1) * dim + column)[None, :]
+        return token * (3 * heads * dim) + head_column, token * (heads * dim) + head_column, (row < length)[:, None]
+
+    @triton.jit
+    def _probabilities(query, key, slope, length, dim: tl.constexpr, block: tl.constexpr):
+        log2_e: tl.constexpr = 1.4426950408889634  # exp2 is the GPU's own exponential
+        row = tl.arange(0, block)
         distance = tl.abs(row[:, None] - row[None, :]).to(tl.float32)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale - slope * distance
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (log2_e / dim**0.5)
+        scores -= slope * log2_e * distance
         scores = tl.where((row < length)[None, :], scores, float("-inf"))
         weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-        probabilities = weights / tl.sum(weights, 1)[:, None]
-        return query, key, value, probabilities, qkv_offset, token * (heads * dim) + head_column, is_token
+        return weights / tl.sum(weights, 1)[:, None]
 
     @triton.jit
     def _attention_forward(
         qkv, context, cu_seqlens, slopes, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr
     ):
-        _, _, value, probabilities, _, offset, is_token = _tile(qkv, cu_seqlens, slopes, heads, dim, block)
-        dtype = value.dtype
-        product = tl.dot(probabilities.to(dtype), value, input_precision="ieee")
-        tl.store(context + offset, product.to(dtype), mask=is_token)
+        start = tl.load(cu_seqlens + tl.program_id(0))
+        length = tl.load(cu_seqlens + tl.program_id(0) + 1) - start
+        qkv_offset, offset, is_token = _tile_offsets(start, length, heads, dim, block)
+        query = tl.load(qkv + qkv_offset, mask=is_token, other=0.0)
+        key = tl.load(qkv + qkv_offset + heads * dim, mask=is_token, other=0.0)
+        value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
+        probabilities = _probabilities(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
+        product = tl.dot(probabilities.to(value.dtype), value, input_precision="ieee")
+        tl.store(context + offset, product.to(value.dtype), mask=is_token)
 
     @triton.jit
     def _attention_backward(
         qkv, d_context, d_qkv, cu_seqlens, slopes, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr
     ):
-        query, key, value, probabilities, qkv_offset, offset, is_token = _tile(
-            qkv, cu_seqlens, slopes, heads, dim, block
-        )
-        dtype = value.dtype
+        start = tl.load(cu_seqlens + tl.program_id(0))
+        length = tl.load(cu_seqlens + tl.program_id(0) + 1) - start
+        qkv_offset, offset, is_token = _tile_offsets(start, length, heads, dim, block)
+        query = tl.load(qkv + qkv_offset, mask=is_token, other=0.0)
+        key = tl.load(qkv + qkv_offset + heads * dim, mask=is_token, other=0.0)
+        value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
         gradient = tl.load(d_context + offset, mask=is_token, other=0.0)
+        dtype = value.dtype
+        probabilities = _probabilities(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
         d_value = tl.dot(tl.trans(probabilities.to(dtype)), gradient, input_precision="ieee")
         tl.store(d_qkv + qkv_offset + 2 * heads * dim, d_value.to(dtype), mask=is_token)
         d_probabilities = tl.dot(gradient, tl.trans(value), input_precision="ieee")
@@ -128,8 +137,8 @@ def hashed_dropout(hidden_states: torch.Tensor, dropout: float) -> torch.Tensor:
     Dropout by the same hash in plain torch, for compiled models: the compiler makes it part of the kernels around, and
     the backward pass computes the mask again.
     """
-    hashed = torch.arange(hidden_states.numel(), dtype=torch.int32, device=hidden_states.device)
-    hashed = hashed.view(hidden_states.shape) * (0x9E3779B1 - 2**32) ^ random_seed(hidden_states.device)
+    index = torch.arange(hidden_states.numel(), dtype=torch.int32, device=hidden_states.device)
+    hashed = (index.view(hidden_states.shape) ^ random_seed(hidden_states.device)) * (0x9E3779B1 - 2**32)
     hashed = (hashed ^ (hashed >> 15 & 0x1FFFF)) * (0x85EBCA77 - 2**32)  # & makes the shift of an int32 a logical one
     hashed = (hashed ^ (hashed >> 13 & 0x7FFFF)) * (0xC2B2AE3D - 2**32)
     is_kept = (hashed >> 8 & 0xFFFFFF) >= round(dropout * 2**24)
@@ -142,7 +151,7 @@ def random_seed(device: torch.device) -> torch.Tensor:
 
 def _grid(product: torch.Tensor) -> tuple[tuple[int, int], int]:
     width = product.shape[-1]
-    block = min(1024, triton.next_power_of_2(width))
+    block = min(512, triton.next_power_of_2(width))
     return (product.numel() // width, triton.cdiv(width, block)), block
 
 
@@ -153,7 +162,7 @@ class _Geglu(torch.autograd.Function):
         product = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
         grid, block = _grid(product)
         if product.numel():
-            _geglu_forward[grid](gate_up, product, seed, product.shape[-1], threshold, block)
+            _geglu_forward[grid](gate_up, product, seed, product.shape[-1], threshold, block, num_warps=2)
         ctx.save_for_backward(gate_up, seed)
         ctx.threshold = threshold
         return product
@@ -166,7 +175,9 @@ class _Geglu(torch.autograd.Function):
         d_gate_up = torch.empty_like(gate_up)
         grid, block = _grid(d_product)
         if d_product.numel():
-            _geglu_backward[grid](gate_up, d_product, d_gate_up, seed, d_product.shape[-1], ctx.threshold, block)
+            _geglu_backward[grid](
+                gate_up, d_product, d_gate_up, seed, d_product.shape[-1], ctx.threshold, block, num_warps=2
+            )
         return d_gate_up, None, None
 
 
@@ -200,11 +211,11 @@ class _TileAttention(torch.autograd.Function):
     def backward(ctx, d_context: torch.Tensor):
         qkv, cu_seqlens, slopes = ctx.saved_tensors
         _, _, heads, dim = qkv.shape
-        d_qkv = qkv.new_empty(qkv.numel())  # flat: of a view with dimensions the compiler would make a copy
+        d_qkv = torch.empty_like(qkv)
         _attention_backward[(len(cu_seqlens) - 1, heads)](
             qkv, d_context.contiguous(), d_qkv, cu_seqlens, slopes, heads, dim, ctx.block
         )
-        return d_qkv.view(qkv.shape), None, None, None
+        return d_qkv, None, None, None
 
 
 def tile_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, slopes: torch.Tensor) -> torch.Tensor:
