@@ -242,6 +242,10 @@ class DNABert2PreTrainedModel(PreTrainedModel):
             require_flash_attention()  # without it, transformers may take a kernel from the Hub that has no ALiBi
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
+    def _flash_attn_can_dispatch(self, *args, **kwargs) -> bool:
+        require_flash_attention()  # in place of transformers' check, which warns of float32 weights even for autocast
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)

@@ -15,7 +15,8 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import GradientAccumulationPlugin, get_mixed_precision_context_manager, set_seed
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -39,6 +40,17 @@ def build_optimizer(model: torch.nn.Module, args: Namespace, device: torch.devic
     )
 
 
+def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
+    """`accelerator.prepare` with the mixed precision of one process also under FSDP2: autocast of float32 weights."""
+    if accelerator.is_fsdp2:
+        # Accelerate's policy for FSDP2 casts what goes into and comes out of the model and its layers: losses, the
+        # number they are divided by and ALiBi slopes would be rounded to bf16, and gradients summed in it.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        if accelerator.native_amp:
+            model.forward = get_mixed_precision_context_manager(native_amp=True)(model.forward)
+    return accelerator.prepare(model, optimizer)
+
+
 def training_step(accelerator: Accelerator, model: torch.nn.Module, micro_batches: list[dict]) -> torch.Tensor:
     """
     Gradients of one step's loss, and that loss: the mean over all masked tokens of all micro-batches and processes.
@@ -52,7 +64,7 @@ def training_step(accelerator: Accelerator, model: torch.nn.Module, micro_batche
         batch = {key: tensor.to(accelerator.device, non_blocking=True) for key, tensor in batch.items()}
         is_last = i == len(micro_batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-            # DDP averages gradients over processes: the share of each is scaled up by their number
+            # DDP and FSDP average gradients over processes: the share of each is scaled up by their number
             share = model(**batch, num_items_in_batch=masked / accelerator.num_processes).loss
             accelerator.backward(share)
         loss += share.detach()
@@ -138,11 +150,9 @@ def main():
     optimizer = build_optimizer(model, args, accelerator.device)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, args.max_train_steps)
     parameters = model.num_parameters()
-    model, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints.register_model_saving(accelerator, tokenizer)
+    model, optimizer = prepare(accelerator, model, optimizer)
     if checkpoint:
-        accelerator.load_state(checkpoint)
-        scheduler.load_state_dict(state["scheduler"])
+        checkpoints.load_checkpoint(accelerator, checkpoint, model, optimizer, scheduler)
 
     train_set = batches.MaskedWindows(data.train, tokenizer, args.mlm_probability, args.seed)
     sampler = batches.StepSampler(
@@ -189,6 +199,7 @@ def main():
             accelerator, model, [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
         )
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         optimizer.step()
         optimizer.zero_grad()
         learning_rate = scheduler.get_last_lr()[0]
@@ -218,8 +229,9 @@ def main():
             if values:
                 metrics.write(step=done, **values)
             if is_saved:
-                state |= {"step": done, "scheduler": scheduler.state_dict(), "arguments": arguments}
-                checkpoints.save_checkpoint(accelerator, args.output_dir / f"checkpoint-{done}", state)
+                state |= {"step": done, "arguments": arguments}
+                folder = args.output_dir / f"checkpoint-{done}"
+                checkpoints.save_checkpoint(accelerator, folder, model, tokenizer, optimizer, scheduler, state)
     progress.close()
 
     checkpoints.save_final_model(accelerator, model, tokenizer, args.output_dir)

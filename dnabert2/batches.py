@@ -16,6 +16,7 @@ from dnabert2.corpus import Windows
 
 
 IGNORE_INDEX = -100
+UNMASKED = -1  # in place of an epoch: nothing is to be predicted in this row
 ORDER, MASK, DROPOUT = range(3)  # what a random stream is for: streams of different purposes never overlap
 
 
@@ -40,7 +41,7 @@ class MaskedWindows(Dataset):
     Windows of a corpus, masked for MLM as in BERT: each token by itself with `mlm_probability`; of the chosen ones
     80 % become [MASK], 10 % a random token, 10 % stay. Special tokens are neither chosen nor drawn.
 
-    An item is keyed by (epoch, row), which with `seed` decides its mask.
+    An item is keyed by (epoch, row), which with `seed` decides its mask; the epoch `UNMASKED` masks nothing.
     """
 
     def __init__(self, windows: Windows, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
@@ -64,6 +65,7 @@ class MaskedWindows(Dataset):
         for i, (epoch, row) in enumerate(keys):
             draws[:, i] = random_stream(self.seed, MASK, epoch, row).random((3, tokens.shape[1]))
         is_chosen = (draws[0] < self.mlm_probability) & ~self.is_special[tokens]
+        is_chosen[[epoch == UNMASKED for epoch, _ in keys]] = False
         is_random = is_chosen & (draws[1] >= 0.8) & (draws[1] < 0.9)
         input_ids = np.where(is_chosen & (draws[1] < 0.8), self.mask_token_id, tokens)
         random_ids = self.ordinary_ids[(draws[2] * len(self.ordinary_ids)).astype(np.int64)]
@@ -141,8 +143,14 @@ def training_loader(dataset: MaskedWindows, sampler: StepSampler, num_workers: i
 def validation_loader(
     dataset: MaskedWindows, batch_size: int, process_index: int = 0, num_processes: int = 1
 ) -> DataLoader:
-    """Loader of this process's share of all rows, always in the same order and under the same masks."""
+    """
+    Loader of this process's share of all rows, always in the same order and under the same masks.
+
+    A share that is one row short gets one without labels: under FSDP every forward is a collective, and a process with
+    a batch less than the others would leave them waiting.
+    """
     keys = [(0, row) for row in range(process_index, len(dataset), num_processes)]
+    keys += [(UNMASKED, 0)] * (math.ceil(len(dataset) / num_processes) - len(keys))
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_whole)
 

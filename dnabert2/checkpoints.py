@@ -7,14 +7,20 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
+from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnabert2.errors import UsageError
 from dnabert2.files import publish
 
 
 STATE_FILE = "run_state.json"  # not the name that transformers' Trainer gives its own
+OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "all_results.json"  # written last: a run that has it is finished
 
@@ -34,12 +40,33 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path):
     config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def save_model(accelerator: Accelerator, model, tokenizer: PreTrainedTokenizerBase, folder: Path):
+def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
+    """The model under what `accelerator.prepare` put around it, with its own names for weights that may be sharded."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)  # a compiled model's names begin with _orig_mod.
+
+
+def unsharded(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """
+    A plain model with the whole weights of a sharded one, for `save_pretrained`.
+
+    FSDP2 gives a model a class of torch's: the sharded one would be saved with torch's code in place of its own, and
+    with its tied weights twice.
+    """
+    plain_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+    with torch.device("meta"):
+        plain = plain_class(model.config)
+    plain.load_state_dict(state_dict, assign=True)
+    plain.tie_weights()
+    return plain
+
+
+def save_model(accelerator: Accelerator, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path):
     """Saves what `from_pretrained` needs: weights, configuration, code and tokenizer. Call it on every process."""
-    model = accelerator.unwrap_model(model, keep_torch_compile=False)  # a compiled model's names begin with _orig_mod.
-    state_dict = accelerator.get_state_dict(model)
+    model = unwrap(accelerator, model)
+    state_dict = accelerator.get_state_dict(model)  # of FSDP2's shards: whole on the main process, empty on others
     if accelerator.is_main_process:
-        model.save_pretrained(folder, state_dict=state_dict)
+        model = unsharded(model, state_dict) if accelerator.is_fsdp2 else model
+        model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
 
 
@@ -55,37 +82,73 @@ def save_final_model(accelerator: Accelerator, model, tokenizer: PreTrainedToken
         temporary.rmdir()
 
 
-def register_model_saving(accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase):
+def save_optimizer(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
+    """Saves the optimiser's tensors, every one whole, as PARAMETER.KEY. Call it on every process."""
+    tensors = {}
+    for name, parameter in unwrap(accelerator, model).named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            value = value.full_tensor() if isinstance(value, DTensor) else value
+            if accelerator.is_main_process:
+                tensors[f"{name}.{key}"] = value.cpu()
+    if accelerator.is_main_process:
+        save_file(tensors, folder / OPTIMIZER_FILE)
+
+
+def load_optimizer(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
+    """Reads what `save_optimizer` wrote, whatever number of processes wrote it; each takes its shards."""
+    parameters = dict(unwrap(accelerator, model).named_parameters())
+    for name, value in load_file(folder / OPTIMIZER_FILE).items():
+        name, key = name.rsplit(".", 1)
+        value = value.to(accelerator.device)  # the count of steps too: a fused AdamW, which a GPU has, wants it there
+        if value.ndim and isinstance(parameters[name], DTensor):
+            mesh, placements = parameters[name].device_mesh, parameters[name].placements
+            value = distribute_tensor(value, mesh, placements, src_data_rank=None)  # everyone has read the file
+        optimizer.state[parameters[name]][key] = value
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    folder: Path,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    state: dict,
+):
     """
-    Makes `accelerator.save_state` write the model as `save_model` does, so that every checkpoint is a loadable model.
+    Writes a loadable model, all that `load_checkpoint` reads, and `state` (what JSON can hold) to `folder`, whole.
+    Call it on every process.
 
-    The model of a resumed run is therefore built by `from_pretrained(checkpoint)`; `load_state` reads the optimiser.
+    `accelerator.save_state` would pickle the optimiser, and under FSDP2 write the model a second time.
     """
-
-    def save(models, weights, output_dir):
-        for model in models:
-            save_model(accelerator, model, tokenizer, Path(output_dir))
-        weights.clear()
-
-    def load(models, input_dir):
-        models.clear()
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict):
-    """Writes model, optimiser and `state` (what JSON can hold) to `folder`, whole. Call it on every process."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(temporary)
-    accelerator.wait_for_everyone()
+    save_model(accelerator, model, tokenizer, temporary)
+    save_optimizer(accelerator, model, optimizer, temporary)
     if accelerator.is_main_process:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # fp16 alone has one
+        state = state | {"scheduler": scheduler.state_dict(), "scaler": scaler}
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
         publish(temporary, folder)
     accelerator.wait_for_everyone()
+
+
+def load_checkpoint(
+    accelerator: Accelerator,
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+):
+    """Restores all but the weights: a resumed run builds its model by `from_pretrained(folder)`."""
+    state = read_state(folder)
+    load_optimizer(accelerator, model, optimizer, folder)
+    scheduler.load_state_dict(state["scheduler"])
+    for group, learning_rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = learning_rate
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
 
 
 # Arguments that may differ when a run is resumed: they change neither the weights nor the losses.

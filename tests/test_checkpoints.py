@@ -10,11 +10,12 @@ from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dnabert2 import checkpoints
 from dnabert2.errors import UsageError
 from dnabert2.files import publish, whole_folder
-from dnabert2.loading import ROOT, load_tokenizer
+from dnabert2.loading import ROOT, load_tokenizer, new_model
 
 
 MAIN, OTHER = (SimpleNamespace(is_main_process=is_main) for is_main in (True, False))
@@ -84,6 +85,51 @@ def test_a_process_killed_on_the_way_leaves_no_folder_of_that_name(tmp_path):
     (left / checkpoints.STATE_FILE).write_text("{}")  # as if it had died when all was written and nothing named
     assert ".tmp" in left.name
     assert checkpoints.latest_checkpoint(tmp_path) is None
+
+
+# --- optimiser and scheduler -------------------------------------------------------------------------------------
+
+
+def accelerator_of_one_process():
+    return SimpleNamespace(
+        is_main_process=True,
+        is_fsdp2=False,
+        device=torch.device("cpu"),
+        scaler=torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2),
+        unwrap_model=lambda model, keep_torch_compile: model,
+        get_state_dict=lambda model: model.state_dict(),
+        wait_for_everyone=lambda: None,
+    )
+
+
+def test_a_checkpoint_restores_optimizer_scheduler_and_scaler_without_pickle(tmp_path):
+    tokenizer = load_tokenizer(ROOT / "bpe_tokenizer")
+    sizes = "num_hidden_layers=1,hidden_size=8,num_attention_heads=2,intermediate_size=8"
+
+    def new_run():
+        model = new_model(ROOT / "configs" / "tiny.json", tokenizer, sizes)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+        return accelerator_of_one_process(), model, optimizer, scheduler
+
+    accelerator, model, optimizer, scheduler = new_run()
+    for _ in range(3):
+        model(input_ids=torch.tensor([[1, 7, 8, 2]])).logits.square().mean().backward()
+        accelerator.scaler.scale(torch.ones(()))
+        optimizer.step()
+        accelerator.scaler.update(16.0)
+        scheduler.step()
+    checkpoints.save_checkpoint(accelerator, tmp_path / "saved", model, tokenizer, optimizer, scheduler, {"step": 3})
+    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".py", ".safetensors"}
+    assert checkpoints.read_state(tmp_path / "saved")["step"] == 3
+
+    other_accelerator, other, other_optimizer, other_scheduler = new_run()
+    checkpoints.load_checkpoint(other_accelerator, tmp_path / "saved", other, other_optimizer, other_scheduler)
+    assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.5 / 4
+    assert other_scheduler.last_epoch == 3 and other_accelerator.scaler.get_scale() == 16.0
+    for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+        assert optimizer.state[mine].keys() == other_optimizer.state[its].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(value, other_optimizer.state[its][key]) for key, value in optimizer.state[mine].items())
 
 
 # --- which checkpoint --------------------------------------------------------------------------------------------
