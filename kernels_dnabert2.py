@@ -37,9 +37,16 @@ if triton is not None:
 
     @triton.jit
     def _gelu(gate):
-        """gelu(gate) and its derivative: the exact (erf) form."""
-        cdf = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-        return gate * cdf, cdf + gate * tl.exp(-0.5 * gate * gate) * 0.3989422804014327
+        """
+        gelu(gate) and its derivative, the exact form: erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26), whose exponential
+        is also the derivative's.
+        """
+        exponential = tl.exp2(gate * gate * (-0.5 * 1.4426950408889634))
+        t = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * tl.abs(gate))
+        tail = t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+        tail = 0.5 * t * (0.254829592 + tail) * exponential  # of the normal distribution, beyond |gate|
+        cdf = tl.where(gate < 0, tail, 1.0 - tail)
+        return gate * cdf, cdf + gate * exponential * 0.3989422804014327
 
     @triton.jit
     def _geglu_offsets(width: tl.constexpr, block: tl.constexpr):
@@ -84,15 +91,16 @@ if triton is not None:
         return token * (3 * heads * dim) + head_column, token * (heads * dim) + head_column, (row < length)[:, None]
 
     @triton.jit
-    def _probabilities(query, key, slope, length, dim: tl.constexpr, block: tl.constexpr):
+    def _softmax(query, key, slope, length, dim: tl.constexpr, block: tl.constexpr):
+        """softmax(QKᵀ/√d - slope·|i - j|) as its numerators, (block, block), and one over their sums, (block, 1)."""
         log2_e: tl.constexpr = 1.4426950408889634  # exp2 is the GPU's own exponential
         row = tl.arange(0, block)
-        distance = tl.abs(row[:, None] - row[None, :]).to(tl.float32)
+        position = row.to(tl.float32)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (log2_e / dim**0.5)
-        scores -= slope * log2_e * distance
+        scores -= slope * log2_e * tl.abs(position[:, None] - position[None, :])
         scores = tl.where((row < length)[None, :], scores, float("-inf"))
-        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-        return weights / tl.sum(weights, 1)[:, None]
+        numerators = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        return numerators, (1.0 / tl.sum(numerators, 1))[:, None]
 
     @triton.jit
     def _attention_forward(
@@ -104,8 +112,8 @@ if triton is not None:
         query = tl.load(qkv + qkv_offset, mask=is_token, other=0.0)
         key = tl.load(qkv + qkv_offset + heads * dim, mask=is_token, other=0.0)
         value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
-        probabilities = _probabilities(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
-        product = tl.dot(probabilities.to(value.dtype), value, input_precision="ieee")
+        numerators, normalizer = _softmax(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
+        product = tl.dot(numerators.to(value.dtype), value, input_precision="ieee") * normalizer
         tl.store(context + offset, product.to(value.dtype), mask=is_token)
 
     @triton.jit
@@ -120,15 +128,16 @@ if triton is not None:
         value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
         gradient = tl.load(d_context + offset, mask=is_token, other=0.0)
         dtype = value.dtype
-        probabilities = _probabilities(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
+        numerators, normalizer = _softmax(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
+        probabilities = numerators * normalizer
         d_value = tl.dot(tl.trans(probabilities.to(dtype)), gradient, input_precision="ieee")
         tl.store(d_qkv + qkv_offset + 2 * heads * dim, d_value.to(dtype), mask=is_token)
         d_probabilities = tl.dot(gradient, tl.trans(value), input_precision="ieee")
         row_sum = tl.sum(probabilities * d_probabilities, 1)[:, None]
-        d_scores = (probabilities * (d_probabilities - row_sum) * (1.0 / dim**0.5)).to(dtype)
-        d_query = tl.dot(d_scores, key, input_precision="ieee")
+        d_scores = (probabilities * (d_probabilities - row_sum)).to(dtype)
+        d_query = tl.dot(d_scores, key, input_precision="ieee") * (1.0 / dim**0.5)
         tl.store(d_qkv + qkv_offset, d_query.to(dtype), mask=is_token)
-        d_key = tl.dot(tl.trans(d_scores), query, input_precision="ieee")
+        d_key = tl.dot(tl.trans(d_scores), query, input_precision="ieee") * (1.0 / dim**0.5)
         tl.store(d_qkv + qkv_offset + heads * dim, d_key.to(dtype), mask=is_token)
 
 
