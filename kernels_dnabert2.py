@@ -166,8 +166,9 @@ def _grid(product: torch.Tensor) -> tuple[tuple[int, int], int]:
 
 class _Geglu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up: torch.Tensor, seed: torch.Tensor, threshold: int) -> torch.Tensor:
+    def forward(ctx, gate_up: torch.Tensor, seed: torch.Tensor | None, threshold: int) -> torch.Tensor:
         gate_up = gate_up.contiguous()
+        seed = gate_up if seed is None else seed  # without dropout it is not read
         product = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
         grid, block = _grid(product)
         if product.numel():
@@ -201,7 +202,7 @@ def geglu(gate_up: torch.Tensor, dropout: float) -> torch.Tensor:
     Returns:
         (..., width).
     """
-    return _Geglu.apply(gate_up, random_seed(gate_up.device), round(dropout * 2**24))
+    return _Geglu.apply(gate_up, random_seed(gate_up.device) if dropout else None, round(dropout * 2**24))
 
 
 class _TileAttention(torch.autograd.Function):
@@ -233,7 +234,7 @@ def tile_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int,
     computes them again from `qkv` alone.
 
     Args:
-        qkv: (tokens, 3, heads, head_dim), sequences one after the other; head_dim a power of two, 16 to 128.
+        qkv: (tokens, 3, heads, head_dim), sequences one after the other; head_dim 16, 32 or 64.
         cu_seqlens: where each sequence begins and the last ends, int32 (sequences + 1,).
         max_seqlen: the longest sequence's tokens, at most `MAX_TILE_LENGTH`.
         slopes: ALiBi's, float32 (heads,).
@@ -245,4 +246,4 @@ def tile_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int,
 
 
 def fits_a_tile(qkv: torch.Tensor, max_seqlen: int) -> bool:
-    return can_run(qkv) and max_seqlen <= MAX_TILE_LENGTH and qkv.shape[-1] in (16, 32, 64, 128)
+    return can_run(qkv) and max_seqlen <= MAX_TILE_LENGTH and qkv.shape[-1] in (16, 32, 64)

@@ -64,7 +64,8 @@ class DNABert2Dropout(nn.Dropout):
     """Dropout, of a kind that costs next to nothing in a model compiled for a GPU."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() and hidden_states.is_cuda and self.training and 0 < self.p < 1:
+        is_compiled = torch.compiler.is_compiling() and hidden_states.is_cuda and hidden_states.numel() < 2**31
+        if is_compiled and self.training and 0 < self.p < 1:
             return hashed_dropout(hidden_states, self.p)
         return super().forward(hidden_states)
 
@@ -238,7 +239,7 @@ class DNABert2PreTrainedModel(PreTrainedModel):
         return True
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        if attn_implementation == "flash_attention_2":
+        if attn_implementation and "flash" in attn_implementation:
             require_flash_attention()  # without it, transformers may take a kernel from the Hub that has no ALiBi
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
@@ -321,10 +322,12 @@ class DNABert2Model(DNABert2PreTrainedModel):
             if attention_mask is not None:
                 raise ValueError("packed sequences have no padding: give cu_seqlens or attention_mask, not both")
             layout = check_packed(shape, cu_seqlens, max_seqlen)
+        elif max_seqlen is not None:
+            raise ValueError("max_seqlen is of packed sequences: give cu_seqlens too")
         elif attention_mask is not None and name in UNPADDED:
             positions, layout = unpad(attention_mask)
             if layout.attention_mask is not None:
-                logger.warning_once(f"{name} cannot run under an attention_mask with holes: sdpa does")
+                logger.warning_once(f"an attention_mask with holes, or of padding alone, is not for {name}: sdpa runs")
                 name = "sdpa"
 
         if positions is not None:  # the only place where padding is taken out; `restore` puts it back
@@ -345,7 +348,8 @@ class DNABert2Model(DNABert2PreTrainedModel):
         prepare, attention = ATTENTION_FUNCTIONS[name]
         attention_inputs = prepare(hidden_states, layout, self.encoder.alibi)
 
-        all_hidden_states, all_attentions = (hidden_states if positions is None else restore(hidden_states),), ()
+        all_hidden_states = (restore(hidden_states),) if output_hidden_states else ()
+        all_attentions = ()
         for layer in self.encoder.layer:
             hidden_states, probabilities = layer(hidden_states, attention=attention, **attention_inputs)
             if output_hidden_states:

@@ -1,10 +1,11 @@
-"""What all tests share: a cache of their own, no network, and the released code's reference cases."""
+"""What all tests share: a cache of their own, no network, no_grad, and the released code's reference cases."""
 
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 
 # Before anything imports transformers or datasets: both read these once.
@@ -13,6 +14,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from transformers import (
 ROOT = Path(__file__).resolve().parent.parent
 CODE_FILES = tuple(f"{name}_dnabert2.py" for name in ("attention", "configuration", "kernels", "modeling"))
 BACK_ENDS = ("eager", "sdpa")
+FORWARD_BACK_ENDS = (*BACK_ENDS, "flex_attention")  # flex has no backward on a CPU, and wants torch.no_grad() there
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 AUTO_CLASSES = (
     AutoModel,

@@ -4,7 +4,18 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies
-from models import BACK_ENDS, LOW_PRECISION, build, draw_biases, gradients, masks, padded_batch, random_ids, worst
+from models import (
+    BACK_ENDS,
+    FORWARD_BACK_ENDS,
+    LOW_PRECISION,
+    build,
+    draw_biases,
+    gradients,
+    masks,
+    padded_batch,
+    random_ids,
+    worst,
+)
 from torch import nn
 from transformers import AutoModel
 
@@ -25,7 +36,7 @@ def test_padding_on_either_side_changes_nothing(length, left, right):
     ids = random_ids(1, length)
     padded = nn.functional.pad(ids, (left, right), value=3)
     mask = masks(left + length + right, slice(left, left + length))
-    for attention in BACK_ENDS:
+    for attention in FORWARD_BACK_ENDS:
         model = cached_double_model(attention)
         alone = model(ids).last_hidden_state
         beside = model(padded, mask).last_hidden_state
@@ -33,7 +44,8 @@ def test_padding_on_either_side_changes_nothing(length, left, right):
         assert torch.count_nonzero(beside[:, :left]) == torch.count_nonzero(beside[:, left + length :]) == 0
 
 
-@pytest.mark.parametrize("attention", BACK_ENDS)
+@pytest.mark.parametrize("attention", FORWARD_BACK_ENDS)
+@pytest.mark.usefixtures("no_grad")
 class TestMasks:
     def test_what_stands_in_a_hole_does_not_matter(self, attention):
         batch, model = padded_batch(), build(AutoModel, attention)
@@ -52,14 +64,15 @@ class TestMasks:
         assert torch.equal(model(batch["input_ids"], batch["attention_mask"].to(mask_dtype))[0], expected)
 
     @pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION], ids=str)
-    def test_a_fully_masked_row_gives_zeros_and_finite_gradients(self, attention, dtype):
+    def test_a_fully_masked_row_gives_zeros(self, attention, dtype):
         model = draw_biases(build(attention=attention, dtype=dtype))
-        ids, mask = random_ids(3, 12), masks(12, slice(None), [], slice(0, 5))
-        outputs = model(ids, mask, labels=ids.masked_fill(mask == 0, -100), output_hidden_states=True)
+        outputs = model(random_ids(3, 12), masks(12, slice(None), [], slice(0, 5)), output_hidden_states=True)
         assert torch.count_nonzero(outputs.hidden_states[-1][1]) == 0
         assert outputs.logits.isfinite().all()
-        outputs.loss.backward()
-        assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+    def test_a_batch_of_padding_alone_gives_zeros(self, attention):
+        hidden_states = build(AutoModel, attention)(random_ids(2, 6), masks(6, [], [])).last_hidden_state
+        assert hidden_states.shape[:2] == (2, 6) and not hidden_states.any()
 
     def test_a_fully_masked_row_leaves_the_others_alone(self, attention):
         model, ids = build(AutoModel, attention), random_ids(2, 12)
@@ -69,3 +82,12 @@ class TestMasks:
     def test_a_mask_of_another_shape_is_refused(self, attention):
         with pytest.raises(ValueError, match=r"attention_mask must be \(batch, length\) = \(2, 9\), is \(2, 8\)"):
             build(AutoModel, attention)(random_ids(2, 9), torch.ones(2, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION], ids=str)
+@pytest.mark.parametrize("attention", BACK_ENDS)
+def test_a_fully_masked_row_gives_finite_gradients(attention, dtype):
+    model = draw_biases(build(attention=attention, dtype=dtype))
+    ids, mask = random_ids(3, 12), masks(12, slice(None), [], slice(0, 5))
+    model(ids, mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())

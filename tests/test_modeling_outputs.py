@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from models import AUTO_CLASSES, BACK_ENDS, TINY, build, four_masks, padded_batch, random_ids
+from models import AUTO_CLASSES, FORWARD_BACK_ENDS, TINY, build, four_masks, padded_batch, random_ids
 from transformers import AutoModel
 
 
 @pytest.mark.parametrize("auto_class", AUTO_CLASSES)
-@pytest.mark.parametrize("attention", BACK_ENDS)
+@pytest.mark.parametrize("attention", FORWARD_BACK_ENDS)
+@torch.no_grad()
 def test_one_token(auto_class, attention):
     assert build(auto_class, attention)(random_ids(1, 1))[0].isfinite().all()
 

@@ -122,7 +122,7 @@ def checkpoint(request, checkpoints):
 
 
 class TestEveryCheckpoint:
-    def test_holds_the_two_code_files_and_runs_on_them_alone(self, checkpoint):
+    def test_holds_the_code_files_and_runs_on_them_alone(self, checkpoint):
         _, folder, report = checkpoint
         for file in CODE_FILES:
             assert (folder / file).read_bytes() == (ROOT / file).read_bytes()
