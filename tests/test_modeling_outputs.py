@@ -51,7 +51,8 @@ class TestOutputs:
         hidden_states = model(**batch, output_hidden_states=True).hidden_states
         assert len(hidden_states) == TINY["num_hidden_layers"] + 1
         assert torch.equal(hidden_states[-1], model.base_model(**batch).last_hidden_state)
-        assert torch.equal(hidden_states[0], model.base_model.embeddings(batch["input_ids"], None, None))
+        embeddings = model.base_model.embeddings(batch["input_ids"], None, None)
+        assert torch.equal(hidden_states[0], embeddings * batch["attention_mask"][:, :, None])
 
     def test_neither_is_there_unless_asked_for(self, auto_class):
         outputs = build(auto_class)(random_ids(1, 4))
