@@ -247,9 +247,7 @@ LENGTHS = {
 
 @runs_kernels
 @pytest.mark.parametrize("dtype", DTYPES if IS_INTERPRETED else DTYPES[1:], ids=str)  # flash has no float32 for it
-@pytest.mark.parametrize(
-    ("longest", "head_dim"), [(16, 64), (32, 64), (64, 64), (128, 16), (128, 32), (128, 64)]
-)
+@pytest.mark.parametrize(("longest", "head_dim"), [(16, 64), (32, 64), (64, 64), (128, 16), (128, 32), (128, 64)])
 def test_tile_attention_is_as_close_to_float64_as_plain_torch(kernels, longest, head_dim, dtype):
     heads, cu_seqlens = 3, torch.tensor([0, *LENGTHS[longest]]).cumsum(0).int().to(DEVICE)
     tokens = int(cu_seqlens[-1])
