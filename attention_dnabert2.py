@@ -118,6 +118,8 @@ def sdpa_attention(qkv: torch.Tensor, attention_bias: torch.Tensor, dropout: flo
 
 def require_flash_attention(device: torch.device | None = None, dtype: torch.dtype | None = None):
     """
+    Asks for all that flash-attn needs; of the model's device and dtype if they are given.
+
     Raises:
         ImportError: without the package flash-attn or a CUDA GPU, saying which.
         ValueError: for a model on another device, or a dtype that flash-attn does not compute in.
@@ -168,7 +170,7 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function)
 
 
-def fused(function: Callable, device: torch.device) -> Callable:
+def compiled_on_gpu(function: Callable, device: torch.device) -> Callable:
     """FlexAttention's functions hold all scores in memory unless they are compiled, by us or with the whole model."""
     return function if device.type == "cpu" or torch.compiler.is_compiling() else compiled(function)
 
@@ -187,7 +189,7 @@ def flex_inputs(hidden_states: torch.Tensor, layout: SequenceLayout, alibi: DNAB
         def is_same_sequence(batch, head, query, key):
             return sequence[query] == sequence[key]
 
-        create = fused(create_block_mask, sequence.device)
+        create = compiled_on_gpu(create_block_mask, sequence.device)
         block_mask = create(is_same_sequence, None, None, tokens, tokens, device=sequence.device)
     return {"score_mod": add_alibi, "block_mask": block_mask}
 
@@ -199,7 +201,7 @@ def flex_attention_with_alibi(
     if dropout:
         raise ValueError("flex_attention has no dropout: set attention_probs_dropout_prob to 0")
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
-    attend = fused(flex_attention, qkv.device)
+    attend = compiled_on_gpu(flex_attention, qkv.device)
     return attend(query, key, value, score_mod=score_mod, block_mask=block_mask).transpose(1, 2), None
 
 
@@ -248,7 +250,10 @@ def check_packed(shape: torch.Size, cu_seqlens: torch.Tensor, max_seqlen: int | 
     ends = cu_seqlens.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
     if ends[0] != 0 or ends[-1] != shape[1] or min(lengths) < 1:
-        raise ValueError(f"cu_seqlens must rise from 0 to the number of tokens, {shape[1]}: is {ends}")
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to {shape[1]}, the number of tokens: goes from {ends[0]} to {ends[-1]}, "
+            f"with sequences of {min(lengths)} to {max(lengths)} tokens"
+        )
     if max_seqlen is not None and max_seqlen < max(lengths):
         raise ValueError(f"max_seqlen is {max_seqlen}, but the longest of the packed sequences has {max(lengths)}")
     return SequenceLayout(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen or max(lengths))

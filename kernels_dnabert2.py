@@ -4,6 +4,8 @@ Remote code, beside `modeling_dnabert2.py`, which computes the same in plain tor
 they save, and what was tried besides, is in benchmarks/throughput.md.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -18,6 +20,7 @@ MAX_TILE_LENGTH = 128  # tokens of a sequence whose scores fit one program's reg
 
 
 def can_run(tensor: torch.Tensor) -> bool:
+    """Whether the kernels of this file can run on `tensor`."""
     return triton is not None and tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -154,6 +157,11 @@ def hashed_dropout(hidden_states: torch.Tensor, dropout: float) -> torch.Tensor:
     return hidden_states * is_kept * (1 / (1 - dropout))
 
 
+def on_device_of(tensor: torch.Tensor) -> AbstractContextManager:
+    """Triton starts a kernel on the current GPU. Autograd makes a tensor's own that, and the compiler too; we must."""
+    return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(tensor)
+
+
 def random_seed(device: torch.device) -> torch.Tensor:
     return torch.randint(-(2**31), 2**31, (), dtype=torch.int32, device=device)
 
@@ -171,7 +179,7 @@ class _Geglu(torch.autograd.Function):
         seed = gate_up if seed is None else seed  # without dropout it is not read
         product = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
         grid, block = _grid(product)
-        if product.numel():
+        with on_device_of(gate_up):
             _geglu_forward[grid](gate_up, product, seed, product.shape[-1], threshold, block, num_warps=2)
         ctx.save_for_backward(gate_up, seed)
         ctx.threshold = threshold
@@ -184,10 +192,9 @@ class _Geglu(torch.autograd.Function):
         d_product = d_product.contiguous()
         d_gate_up = torch.empty_like(gate_up)
         grid, block = _grid(d_product)
-        if d_product.numel():
-            _geglu_backward[grid](
-                gate_up, d_product, d_gate_up, seed, d_product.shape[-1], ctx.threshold, block, num_warps=2
-            )
+        _geglu_backward[grid](
+            gate_up, d_product, d_gate_up, seed, d_product.shape[-1], ctx.threshold, block, num_warps=2
+        )
         return d_gate_up, None, None
 
 
@@ -211,7 +218,8 @@ class _TileAttention(torch.autograd.Function):
         qkv = qkv.contiguous()
         tokens, _, heads, dim = qkv.shape
         context = qkv.new_empty(tokens, heads, dim)
-        _attention_forward[(len(cu_seqlens) - 1, heads)](qkv, context, cu_seqlens, slopes, heads, dim, block)
+        with on_device_of(qkv):
+            _attention_forward[(len(cu_seqlens) - 1, heads)](qkv, context, cu_seqlens, slopes, heads, dim, block)
         ctx.save_for_backward(qkv, cu_seqlens, slopes)
         ctx.block = block
         return context
@@ -246,4 +254,5 @@ def tile_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int,
 
 
 def fits_a_tile(qkv: torch.Tensor, max_seqlen: int) -> bool:
+    """Whether `tile_attention` takes this."""
     return can_run(qkv) and max_seqlen <= MAX_TILE_LENGTH and qkv.shape[-1] in (16, 32, 64)

@@ -133,7 +133,10 @@ class DNABert2Attention(nn.Module):
 
 
 class DNABert2GatedMLP(nn.Module):
-    """GEGLU (arXiv 2002.05202, eq. 6) with post-LN: LN(wo(dropout(act(gate)·up)) + x); the gate comes first."""
+    """
+    GEGLU (arXiv 2002.05202, eq. 6) with post-LN: LN(wo(dropout(act(gate)·up)) + x); the gate comes first. On a GPU one
+    kernel does what `act` and `dropout` would: their own hooks are not called there.
+    """
 
     def __init__(self, config: DNABert2Config):
         super().__init__()
@@ -147,7 +150,7 @@ class DNABert2GatedMLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate_up = self.gated_layers(hidden_states)
         if self.has_kernel and can_run(gate_up) and self.dropout.p < 1:
-            product = geglu(gate_up, self.dropout.p if self.training else 0.0)
+            product = geglu(gate_up, self.dropout.p if self.dropout.training else 0.0)
         else:
             gate, up = gate_up.chunk(2, dim=-1)
             product = self.dropout(self.act(gate) * up)
@@ -330,6 +333,8 @@ class DNABert2Model(DNABert2PreTrainedModel):
                 logger.warning_once(f"an attention_mask with holes, or of padding alone, is not for {name}: sdpa runs")
                 name = "sdpa"
 
+        if token_type_ids is not None:
+            token_type_ids = token_type_ids.expand(shape)
         if positions is not None:  # the only place where padding is taken out; `restore` puts it back
             input_ids, token_type_ids, inputs_embeds = (
                 None if tensor is None else tensor.flatten(0, 1)[positions][None]
@@ -337,11 +342,12 @@ class DNABert2Model(DNABert2PreTrainedModel):
             )
 
         def restore(hidden_states: torch.Tensor) -> torch.Tensor:
+            device = hidden_states.device  # the last layer's: `device_map` may have spread them
             if positions is not None:
                 padded = hidden_states.new_zeros(shape[0] * shape[1], hidden_states.shape[-1])
-                return padded.index_copy(0, positions, hidden_states[0]).unflatten(0, shape)
+                return padded.index_copy(0, positions.to(device), hidden_states[0]).unflatten(0, shape)
             if attention_mask is not None:
-                return hidden_states.masked_fill(~attention_mask.bool()[:, :, None], 0.0)
+                return hidden_states.masked_fill(~attention_mask.bool()[:, :, None].to(device), 0.0)
             return hidden_states
 
         hidden_states = self.embeddings(input_ids, token_type_ids, inputs_embeds)
@@ -392,6 +398,8 @@ def token_cross_entropy(
     labels = labels.flatten().to(logits.device)
     if num_items_in_batch is None:
         return nn.functional.cross_entropy(logits, labels)
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(logits.device)
     return nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
 
 
@@ -449,7 +457,7 @@ class DNABert2ForMaskedLM(DNABert2PreTrainedModel):
         )
         hidden_states = outputs.last_hidden_state
         if prediction_positions is not None:
-            hidden_states = hidden_states.flatten(0, 1)[prediction_positions]
+            hidden_states = hidden_states.flatten(0, 1)[prediction_positions.to(hidden_states.device)]
         if labels is not None and labels.shape != hidden_states.shape[:-1]:
             raise ValueError(f"labels must be {tuple(hidden_states.shape[:-1])}, are {tuple(labels.shape)}")
 

@@ -141,7 +141,7 @@ def main():
         model = loading.new_model(
             args.config_name or loading.ROOT, tokenizer, args.config_overrides, args.trust_remote_code
         )
-    loading.set_attention(model, args.attn_implementation, accelerator.mixed_precision)
+    loading.set_attention(model, args.attn_implementation, accelerator.device.type, accelerator.mixed_precision)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.train()

@@ -68,7 +68,7 @@ def main():
     tokenizer = loading.load_tokenizer(ROOT / "bpe_tokenizer")
     model = loading.new_model(args.config_name, tokenizer, args.config_overrides)
     attention = args.attn_implementation or loading.fastest_attention("cuda", accelerator.mixed_precision)
-    loading.set_attention(model, attention, accelerator.mixed_precision)
+    loading.set_attention(model, attention, "cuda", accelerator.mixed_precision)
     config = model.config
     model, optimizer = accelerator.prepare(model.train(), build_optimizer(model, args, accelerator.device))
 

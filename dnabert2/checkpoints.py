@@ -96,6 +96,10 @@ def save_optimizer(accelerator: Accelerator, model: torch.nn.Module, optimizer: 
 
 def load_optimizer(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
     """Reads what `save_optimizer` wrote, whatever number of processes wrote it; each takes its shards."""
+    if not (folder / OPTIMIZER_FILE).is_file():
+        raise UsageError(
+            f"{folder}: {OPTIMIZER_FILE} is missing: this is not a whole checkpoint, or an older version's"
+        )
     parameters = dict(unwrap(accelerator, model).named_parameters())
     for name, value in load_file(folder / OPTIMIZER_FILE).items():
         name, key = name.rsplit(".", 1)

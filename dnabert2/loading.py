@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
@@ -104,13 +105,18 @@ def load_model(
 
 
 def fastest_attention(device_type: str, mixed_precision: str) -> str:
-    """The fastest attention back end that can run here: flash-attn wants a GPU and half precision."""
+    """The fastest attention back end that can run here: flash-attn wants an Ampere GPU or later, in half precision."""
     is_half = mixed_precision in ("bf16", "fp16")
-    return "flash_attention_2" if device_type == "cuda" and is_half and is_flash_attn_2_available() else "sdpa"
+    is_fitting = device_type == "cuda" and is_half and torch.cuda.get_device_capability() >= (8, 0)
+    return "flash_attention_2" if is_fitting and is_flash_attn_2_available() else "sdpa"
 
 
-def set_attention(model: PreTrainedModel, attn_implementation: str, mixed_precision: str):
-    """Raises UsageError, saying what is missing, where this back end cannot run."""
+def set_attention(model: PreTrainedModel, attn_implementation: str, device_type: str, mixed_precision: str):
+    """For training. Raises UsageError, saying what is missing, where this back end cannot run."""
+    if attn_implementation == "flex_attention" and device_type == "cpu":
+        raise UsageError("--attn_implementation flex_attention has no backward pass on a CPU: use sdpa")
+    if attn_implementation == "flex_attention" and model.config.attention_probs_dropout_prob:
+        raise UsageError("--attn_implementation flex_attention has no dropout: set attention_probs_dropout_prob=0")
     if attn_implementation == "flash_attention_2" and mixed_precision == "no":
         raise UsageError("--attn_implementation flash_attention_2 needs accelerate launch --mixed_precision bf16")
     try:

@@ -110,3 +110,27 @@ def test_gradient_checkpointing_draws_the_same_dropout_again(attention, autocast
     (loss, gradients), (checkpointed_loss, checkpointed_gradients) = results
     assert loss == checkpointed_loss
     assert error(checkpointed_gradients, gradients) < tolerance
+
+
+def test_dropout_follows_its_own_modules_not_the_model():
+    """Monte-Carlo dropout: the model evaluates, and its dropout modules alone train."""
+    model, batch = model_on("cuda", "sdpa", hidden_dropout_prob=0.1), batch_without_holes(40)
+    ids, mask = (batch[key].cuda() for key in ("input_ids", "attention_mask"))
+    dropouts = [layer.mlp.dropout.train() for layer in model.bert.encoder.layer]
+    with torch.no_grad():
+        assert not torch.equal(*(model(ids, mask).logits for _ in range(2)))
+        model.train()
+        for module in model.modules():
+            module.train(not isinstance(module, torch.nn.Dropout))
+        assert torch.equal(*(model(ids, mask).logits for _ in range(2)))
+    assert not dropouts[0].training
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_a_model_runs_on_a_gpu_that_is_not_the_current_one(attention):
+    batch = batch_without_holes(40)
+    first, second = (
+        loss_and_gradients(model_on(device, attention), batch, torch.bfloat16) for device in ("cuda:0", "cuda:1")
+    )
+    assert error(second[0], first[0]) < 1e-6 and error(second[1], first[1]) < 1e-3

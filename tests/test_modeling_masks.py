@@ -79,6 +79,12 @@ class TestMasks:
         both = model(ids, masks(12, slice(None), [])).last_hidden_state
         assert worst(both[:1], model(ids[:1]).last_hidden_state) < 1e-6
 
+    def test_token_types_of_one_row_are_those_of_all(self, attention):
+        batch, model = padded_batch(), build(AutoModel, attention)
+        inputs, token_types = (batch["input_ids"], batch["attention_mask"]), (torch.arange(24) > 11).long()[None]
+        expected = model(*inputs, token_type_ids=token_types.expand(4, -1)).last_hidden_state
+        assert torch.equal(model(*inputs, token_type_ids=token_types).last_hidden_state, expected)
+
     def test_a_mask_of_another_shape_is_refused(self, attention):
         with pytest.raises(ValueError, match=r"attention_mask must be \(batch, length\) = \(2, 9\), is \(2, 8\)"):
             build(AutoModel, attention)(random_ids(2, 9), torch.ones(2, 8))

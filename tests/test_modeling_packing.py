@@ -143,7 +143,7 @@ class TestPackedInputIsRefused:
     @pytest.mark.parametrize("cu_seqlens", [[1, 9], [0, 8], [0, 10], [0, 6, 4, 9], [0, 4, 4, 9], [0, 0, 9], [0, 9, 9]])
     def test_with_cu_seqlens_that_do_not_rise_from_0_to_the_number_of_tokens(self, cu_seqlens):
         self.refused(
-            "must rise from 0 to the number of tokens, 9", cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32)
+            "must rise from 0 to 9, the number of tokens", cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32)
         )
 
     def test_with_more_than_one_row(self):

@@ -47,6 +47,8 @@ def refusal(run, *positional, **options):
         ({"max_train_steps": 0}, "--max_train_steps must be greater than 0, is 0"),
         ({"num_train_epochs": 2}, "--max_train_steps or --num_train_epochs, not both"),
         ({"num_train_epochs": float("nan"), "max_train_steps": None}, "--num_train_epochs"),
+        ({"attn_implementation": "flex_attention"}, "flex_attention has no backward pass on a CPU"),
+        ({"attn_implementation": "flash_attention_2"}, "flash_attention_2 needs accelerate launch --mixed_precision"),
         ({"learning_rate": -1e-4}, "--learning_rate must be greater than 0, is -0.0001"),
         ({"learning_rate": float("inf")}, "--learning_rate"),
         ({"weight_decay": float("nan")}, "--weight_decay"),
@@ -158,6 +160,8 @@ def test_resuming_with_what_makes_another_run_is_refused(run, corpus, tmp_path):
     assert "--mixed_precision was no, is bf16" in message
 
     run(**options, logging_steps=2, dataloader_num_workers=1, eval_steps=1)  # these change no result
+    (tmp_path / "run" / "checkpoint-2" / "optimizer.safetensors").unlink()
+    assert "optimizer.safetensors is missing" in refusal(run, **options)
     sequences.write_text(sequences.read_text() + "ACGT\n")
     assert "the files of --train_file have changed since" in refusal(run, **options)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
