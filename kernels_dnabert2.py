@@ -94,6 +94,13 @@ if triton is not None:
         return token * (3 * heads * dim) + head_column, token * (heads * dim) + head_column, (row < length)[:, None]
 
     @triton.jit
+    def _load_qkv(qkv, offset, is_token, hidden_size: tl.constexpr):
+        query = tl.load(qkv + offset, mask=is_token, other=0.0)
+        key = tl.load(qkv + offset + hidden_size, mask=is_token, other=0.0)
+        value = tl.load(qkv + offset + 2 * hidden_size, mask=is_token, other=0.0)
+        return query, key, value
+
+    @triton.jit
     def _softmax(query, key, slope, length, dim: tl.constexpr, block: tl.constexpr):
         """softmax(QKᵀ/√d - slope·|i - j|) as its numerators, (block, block), and one over their sums, (block, 1)."""
         log2_e: tl.constexpr = 1.4426950408889634  # exp2 is the GPU's own exponential
@@ -112,9 +119,7 @@ if triton is not None:
         start = tl.load(cu_seqlens + tl.program_id(0))
         length = tl.load(cu_seqlens + tl.program_id(0) + 1) - start
         qkv_offset, offset, is_token = _tile_offsets(start, length, heads, dim, block)
-        query = tl.load(qkv + qkv_offset, mask=is_token, other=0.0)
-        key = tl.load(qkv + qkv_offset + heads * dim, mask=is_token, other=0.0)
-        value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
+        query, key, value = _load_qkv(qkv, qkv_offset, is_token, heads * dim)
         numerators, normalizer = _softmax(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
         product = tl.dot(numerators.to(value.dtype), value, input_precision="ieee") * normalizer
         tl.store(context + offset, product.to(value.dtype), mask=is_token)
@@ -126,9 +131,7 @@ if triton is not None:
         start = tl.load(cu_seqlens + tl.program_id(0))
         length = tl.load(cu_seqlens + tl.program_id(0) + 1) - start
         qkv_offset, offset, is_token = _tile_offsets(start, length, heads, dim, block)
-        query = tl.load(qkv + qkv_offset, mask=is_token, other=0.0)
-        key = tl.load(qkv + qkv_offset + heads * dim, mask=is_token, other=0.0)
-        value = tl.load(qkv + qkv_offset + 2 * heads * dim, mask=is_token, other=0.0)
+        query, key, value = _load_qkv(qkv, qkv_offset, is_token, heads * dim)
         gradient = tl.load(d_context + offset, mask=is_token, other=0.0)
         dtype = value.dtype
         numerators, normalizer = _softmax(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)

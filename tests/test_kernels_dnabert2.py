@@ -54,7 +54,8 @@ class TestGeglu:
         gate_up = 2 * normal(*shape, dtype=dtype)
         product = kernels.geglu(gate_up, 0.0)
         assert product.dtype == dtype and product.shape == (*shape[:-1], shape[-1] // 2)
-        torch.testing.assert_close(product.double(), exact_geglu(gate_up), rtol=ROUNDING[dtype], atol=1e-6)
+        # the kernel's erf is right to 1.5e-7, and products are up to 20
+        torch.testing.assert_close(product.double(), exact_geglu(gate_up), rtol=ROUNDING[dtype], atol=4e-6)
 
     def test_backward_equals_float64_to_a_rounding(self, kernels, shape, dtype):
         ours = (2 * normal(*shape, dtype=dtype)).requires_grad_()
@@ -62,7 +63,7 @@ class TestGeglu:
         weight = normal(*shape, dtype=dtype, seed=1)[..., : shape[-1] // 2]  # its rows are not contiguous
         kernels.geglu(ours, 0.0).backward(weight)
         exact_geglu(exact).backward(weight.double())
-        torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=ROUNDING[dtype], atol=2e-6)
+        torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=ROUNDING[dtype], atol=4e-6)
 
 
 @runs_kernels

@@ -38,7 +38,7 @@ def ways_to_ask(folder):
 def raised_by(ask, name):
     try:
         ask(name)
-    except Exception as error:
+    except (ImportError, OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
