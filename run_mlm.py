@@ -15,17 +15,16 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, get_mixed_precision_context_manager, set_seed
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from dnabert2 import batches, checkpoints, corpus, loading, throughput
+from dnabert2 import batches, checkpoints, curves, loading, throughput, training_data, validation
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
 from dnabert2.mlm_arguments import check_args, parse_args, set_schedule
-from dnabert2.sequences import expand_files
 
 
 def build_optimizer(model: torch.nn.Module, args: Namespace, device: torch.device) -> torch.optim.AdamW:
@@ -71,22 +70,11 @@ def training_step(accelerator: Accelerator, model: torch.nn.Module, micro_batche
     return accelerator.reduce(loss, reduction="mean")
 
 
-@torch.no_grad()
-def validate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict[str, float]:
-    """Cross entropy in nats a masked token and their accuracy, over the whole validation split."""
-    model.eval()
-    totals = torch.zeros(3, device=accelerator.device, dtype=torch.float64)  # loss, correct, masked
-    for batch in tqdm(loader, desc="Validating", leave=False, disable=not accelerator.is_local_main_process):
-        batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
-        outputs = model(**batch, num_items_in_batch=1)
-        correct = (outputs.logits.argmax(dim=-1) == batch["labels"]).sum()
-        masked = (batch["labels"] != batches.IGNORE_INDEX).sum()
-        totals += torch.stack([outputs.loss.double(), correct.double(), masked.double()])
-    model.train()
-    loss, correct, masked = accelerator.reduce(totals, reduction="sum").tolist()
-    if not masked:  # a split of a few tokens
-        return {}
-    return {"validation_loss": loss / masked, "validation_accuracy": correct / masked}
+def refuse_missing_trackers(report_to: str):
+    """Raises UsageError for a tracker whose package is not there, or which is none: Accelerate only logs that."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if not available or report_to not in ["all", *available]:
+        raise UsageError(f"--report_to {report_to}: not installed; there is {', '.join(available) or 'none'}")
 
 
 def refuse_broken_weights(step: int, loss: torch.Tensor, grad_norm: torch.Tensor, mixed_precision: str):
@@ -98,6 +86,8 @@ def refuse_broken_weights(step: int, loss: torch.Tensor, grad_norm: torch.Tensor
 
 def main():
     args = parse_args(__doc__)
+    if args.with_tracking:
+        refuse_missing_trackers(args.report_to)
     # Other processes wait while the first one tokenises the corpus: longer than the ten minutes NCCL allows.
     # Accumulation is ours: the launcher's number would only divide the loss.
     accelerator = Accelerator(
@@ -107,8 +97,16 @@ def main():
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=args.report_to if args.with_tracking else None,
+        project_dir=args.output_dir,
     )
     check_args(args, accelerator.num_processes)
+    tokenizer_name = args.tokenizer_name or args.model_name_or_path or loading.ROOT / "bpe_tokenizer"
+    if args.num_shards > 1:
+        tokenizer = loading.load_tokenizer(tokenizer_name, args.trust_remote_code)
+        training_data.prepare_corpus(args, training_data.open_sources(args), tokenizer)
+        accelerator.print(f"Shard {args.shard_index} of {args.num_shards} is prepared in {args.cache_dir}")
+        return
     args.attn_implementation = args.attn_implementation or loading.fastest_attention(
         accelerator.device.type, accelerator.mixed_precision
     )
@@ -120,20 +118,11 @@ def main():
         checkpoints.refuse_other_arguments(checkpoint, state["arguments"], arguments)
     set_seed(args.seed)
 
-    tokenizer_name = args.tokenizer_name or args.model_name_or_path or loading.ROOT / "bpe_tokenizer"
     tokenizer = loading.load_tokenizer(checkpoint or tokenizer_name, args.trust_remote_code)
-    with accelerator.local_main_process_first():
-        data = corpus.prepare_corpus(
-            expand_files(args.train_file),
-            tokenizer,
-            max_seq_length=args.max_seq_length,
-            cache_dir=args.cache_dir,
-            validation_files=expand_files(args.validation_file) if args.validation_file else (),
-            validation_percentage=args.validation_split_percentage,
-        )
+    data = training_data.open_data(args, accelerator, tokenizer)
     if state.setdefault("corpus", data.fingerprint) != data.fingerprint:
-        raise UsageError(f"{checkpoint} is of a run on other sequences: the files of --train_file have changed since")
-    set_schedule(args, len(data.train))
+        raise UsageError(f"{checkpoint} is of a run on other sequences: the files or dataset have changed since")
+    set_schedule(args, data.epoch_rows)
 
     if checkpoint or args.model_name_or_path:
         model = loading.load_model(checkpoint or args.model_name_or_path, tokenizer, args.trust_remote_code)
@@ -154,35 +143,24 @@ def main():
     if checkpoint:
         checkpoints.load_checkpoint(accelerator, checkpoint, model, optimizer, scheduler)
 
-    train_set = batches.MaskedWindows(data.train, tokenizer, args.mlm_probability, args.seed)
-    sampler = batches.StepSampler(
-        len(train_set),
-        total_batch_size=args.total_train_batch_size,
-        micro_batch_size=args.per_device_train_batch_size,
-        first_step=state["step"],
-        last_step=args.max_train_steps,
-        seed=args.seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    micro_batches = iter(batches.training_loader(train_set, sampler, args.dataloader_num_workers))
+    micro_batches = iter(data.loader(state["step"], state.get("stream")))
     # its masks do not depend on --seed: the validation losses of any two runs can be compared
     validation_set = batches.MaskedWindows(data.validation, tokenizer, args.mlm_probability, seed=0)
     validation_loader = batches.validation_loader(
         validation_set, args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
     )
 
-    epochs = args.max_train_steps * args.total_train_batch_size / len(data.train)
     accelerator.print(
-        f"Corpus      {data.total('bases'):,} bases, {data.total('tokens'):,} tokens in {len(data.files)} files: "
-        f"{len(data.train):,} sequences of {args.max_seq_length} to train, {len(data.validation):,} to validate\n"
+        f"Corpus      {data.describe()}\n"
         f"Model       {parameters:,} parameters, {args.attn_implementation} attention, "
         f"mixed precision {accelerator.mixed_precision} on {accelerator.num_processes} x {accelerator.device.type}\n"
         f"Batch       {args.total_train_batch_size} sequences = {accelerator.num_processes} process(es) x "
         f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated\n"
         f"Steps       {state['step']:,} to {args.max_train_steps:,}: "
-        f"{args.max_train_steps * meter.tokens_a_step:,} tokens, {epochs:.2f} epochs"
+        f"{args.max_train_steps * meter.tokens_a_step:,} tokens in all"
     )
+    if args.with_tracking:
+        accelerator.init_trackers("pretraining", config={k: str(v) for k, v in arguments.items()})
     metrics = checkpoints.MetricsFile(args.output_dir / checkpoints.METRICS_FILE, state["step"], accelerator)
     progress = tqdm(
         total=args.max_train_steps,
@@ -191,7 +169,11 @@ def main():
         disable=not accelerator.is_local_main_process,
     )
     if args.eval_steps and len(validation_set) and not state["step"]:
-        metrics.write(step=0, **validate(accelerator, model, validation_loader))  # where the curve begins
+        # where the curve begins
+        scores = validation.metrics(validation.validate(accelerator, model, validation_loader, data.validation))
+        metrics.write(step=0, tokens=0, **scores)
+        accelerator.log(scores, step=0)
+    table = {}
     meter.start()
     for step in range(state["step"], args.max_train_steps):
         torch.manual_seed(batches.dropout_seed(args.seed, step, accelerator.process_index))
@@ -218,28 +200,40 @@ def main():
             values = {"loss": loss.item(), "learning_rate": learning_rate, "grad_norm": grad_norm.item()}
             values |= meter.read()
             progress.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_second']:,.0f}")
+            if meter.readings == 2 and accelerator.is_main_process:  # the first one compiled
+                progress.write(meter.outlook(values, args.max_train_steps - done))
         with meter.paused():
             if len(validation_set) and (is_last or (args.eval_steps and done % args.eval_steps == 0)):
-                validation = validate(accelerator, model, validation_loader)
+                table = validation.validate(accelerator, model, validation_loader, data.validation)
+                scores = validation.metrics(table)
                 if accelerator.is_main_process:
-                    progress.write(f"Step {done:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in validation.items()))
-                values |= validation
-                if not math.isfinite(validation.get("validation_loss", 0.0)):
+                    progress.write(f"Step {done:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+                values |= scores
+                if not math.isfinite(scores.get("validation_loss", 0.0)):
                     raise UsageError(f"the weights broke at step {done}: lower --learning_rate")
             if values:
+                values = {"tokens": done * meter.tokens_a_step, **values}
                 metrics.write(step=done, **values)
+                accelerator.log(values, step=done)
             if is_saved:
-                state |= {"step": done, "arguments": arguments}
+                state |= {"step": done, "arguments": arguments, "stream": data.state()}
                 folder = args.output_dir / f"checkpoint-{done}"
                 checkpoints.save_checkpoint(accelerator, folder, model, tokenizer, optimizer, scheduler, state)
+                if accelerator.is_main_process:
+                    checkpoints.prune_checkpoints(args.output_dir, args.save_total_limit)
     progress.close()
 
     checkpoints.save_final_model(accelerator, model, tokenizer, args.output_dir)
     results = metrics.last | {"parameters": parameters, "train_tokens": args.max_train_steps * meter.tokens_a_step}
-    if len(validation_set):
-        results |= corpus.unigram_baseline(data)
+    results |= data.baseline()
+    if len(validation_set) and not table:  # resumed after its last step
+        table = validation.validate(accelerator, model, validation_loader, data.validation)
     if accelerator.is_main_process:
+        if table:
+            results["validation"] = table
+            write_whole(args.output_dir / "validation.md", validation.markdown(table))
         write_whole(args.output_dir / checkpoints.RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+        curves.draw_curves([args.output_dir], args.output_dir / "curves.png")
     # Nobody leaves before all is saved. Without it gloo can hang: a process that frees its model right after a
     # reduction holds the GIL and waits for gloo's thread, which waits for the GIL to free the reduced tensors.
     accelerator.wait_for_everyone()

@@ -9,20 +9,21 @@ import argparse
 import os
 import time
 
-from dnabert2.batches import MaskedWindows, StepSampler, training_loader
+from dnabert2.batches import MaskedWindows, Mixture, StepSampler, training_loader
 from dnabert2.corpus import prepare_corpus
 from dnabert2.loading import ROOT, load_tokenizer
-from dnabert2.sequences import expand_files
+from dnabert2.sources import file_sources
 
 
-def tokens_per_second(dataset: MaskedWindows, micro_batch_size: int, num_workers: int, seconds: float) -> float:
+def tokens_per_second(
+    dataset: MaskedWindows, mixture: Mixture, micro_batch_size: int, num_workers: int, seconds: float
+) -> float:
     sampler = StepSampler(
-        len(dataset),
+        mixture,
         total_batch_size=micro_batch_size,
         micro_batch_size=micro_batch_size,
         first_step=0,
         last_step=10**9,
-        seed=42,
     )
     batches = iter(training_loader(dataset, sampler, num_workers))
     for _ in range(4 * (num_workers + 1)):  # starts the workers and fills their queues
@@ -38,19 +39,21 @@ def main():
     parser.add_argument("--train_file", nargs="+", required=True)
     parser.add_argument("--cache_dir", default="~/.cache/dnabert2")
     parser.add_argument("--max_seq_length", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--sampling_temperature", type=float, default=1.0)
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default: 10)")
     args = parser.parse_args()
 
-    tokenizer, files = load_tokenizer(ROOT / "bpe_tokenizer"), expand_files(args.train_file)
+    tokenizer, sources = load_tokenizer(ROOT / "bpe_tokenizer"), file_sources(args.train_file)
     print(f"{os.cpu_count()} cores\n\n| tokens a sequence | workers | thousand tokens a second |\n|--:|--:|--:|")
     for length in args.max_seq_length:
         start = time.perf_counter()
-        corpus = prepare_corpus(files, tokenizer, max_seq_length=length, cache_dir=args.cache_dir)
+        corpus = prepare_corpus(sources, tokenizer, max_seq_length=length, cache_dir=args.cache_dir)
         prepared = time.perf_counter() - start
         dataset = MaskedWindows(corpus.train, tokenizer, mlm_probability=0.15, seed=42)
+        mixture = Mixture(list(corpus.train.rows_by_species().values()), args.sampling_temperature, seed=42)
         for num_workers in args.num_workers:
-            rate = tokens_per_second(dataset, 65536 // length, num_workers, args.seconds)
+            rate = tokens_per_second(dataset, mixture, 65536 // length, num_workers, args.seconds)
             print(f"| {length} | {num_workers} | {rate / 1e3:,.0f} |", flush=True)
         print(f"\n{corpus.total('bases'):,} bases opened or prepared in {prepared:.1f} s\n", flush=True)
 

@@ -12,11 +12,13 @@ import argparse
 import copy
 import re
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,12 +264,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"), help="default: parity.md")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="processes: on a GPU flex's compiler takes most of the time"
+    )
     args = parser.parse_args()
     started = datetime.now()
-    errors = {cell: measured_or_why_not(cell) for cell in tqdm(list(cells(args.device)), unit="cell")}
+    cells_of_device = list(cells(args.device))
+    cells_of_layout = len(PRECISIONS) * len(QUANTITIES)  # one process measures them: they share models and kernels
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        measured = pool.map(measured_or_why_not, cells_of_device, chunksize=cells_of_layout)
+        errors = dict(zip(cells_of_device, tqdm(measured, total=len(cells_of_device), unit="cell"), strict=True))
     seconds = (datetime.now() - started).total_seconds()
     title = "CPU" if args.device == "cpu" else torch.cuda.get_device_name()
-    command = f"python benchmarks/parity.py --device {args.device}"
+    command = f"python benchmarks/parity.py --device {args.device} --jobs {args.jobs}"
     run_facts = f"{started:%Y-%m-%d}, {describe_device(args.device)}: `{command}`, {seconds:.0f} s."
     write_section(args.output, title, f"{run_facts}\n\n{table(args.device, errors)}")
     measured = {cell: error for cell, error in errors.items() if isinstance(error, float)}

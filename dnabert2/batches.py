@@ -12,12 +12,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from dnabert2.corpus import Windows
+from dnabert2.windows import Windows
 
 
 IGNORE_INDEX = -100
-UNMASKED = -1  # in place of an epoch: nothing is to be predicted in this row
-ORDER, MASK, DROPOUT = range(3)  # what a random stream is for: streams of different purposes never overlap
+UNMASKED = -1  # in place of a pass: nothing is to be predicted in this row
+# what a random stream is for: streams of different purposes never overlap
+ORDER, MASK, DROPOUT, SPECIES_ORDER, STREAM = range(5)
 
 
 def random_stream(seed: int, purpose: int, *key: int) -> np.random.Generator:
@@ -36,36 +37,28 @@ def dropout_seed(seed: int, step: int, process_index: int) -> int:
     return int(random_stream(seed, DROPOUT, step, process_index).integers(2**63))
 
 
-class MaskedWindows(Dataset):
+class Masking:
     """
-    Windows of a corpus, masked for MLM as in BERT: each token by itself with `mlm_probability`; of the chosen ones
-    80 % become [MASK], 10 % a random token, 10 % stay. Special tokens are neither chosen nor drawn.
-
-    An item is keyed by (epoch, row), which with `seed` decides its mask; the epoch `UNMASKED` masks nothing.
+    Masks tokens for MLM as in BERT: each token by itself is chosen with `mlm_probability`; of the chosen ones 80 %
+    become [MASK], 10 % a random token, 10 % stay. Special tokens are neither chosen nor drawn.
     """
 
-    def __init__(self, windows: Windows, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
-        self.windows, self.mlm_probability, self.seed = windows, mlm_probability, seed
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float):
+        self.mlm_probability = mlm_probability
         self.mask_token_id = tokenizer.mask_token_id
         self.is_special = np.zeros(len(tokenizer), dtype=bool)
         self.is_special[tokenizer.all_special_ids] = True
         self.ordinary_ids = np.flatnonzero(~self.is_special)
 
-    def __len__(self) -> int:
-        return len(self.windows)
+    def __call__(self, tokens: np.ndarray, draws: np.ndarray) -> dict[str, torch.Tensor]:
+        """
+        A batch of int64 tensors for the model, from `tokens` (rows, length) and uniform `draws` (3, rows, length).
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        `input_ids` (rows, length); `prediction_positions` (n,), the positions in the flattened ids where a token is to
+        be predicted; `labels` (n,), those tokens. n is the same for almost all batches of one size, for the
+        compiler's sake: position 0 and label -100 fill it up.
         """
-        A batch as int64 tensors: `input_ids` (len(keys), max_seq_length); `prediction_positions` (n,), the positions
-        in the flattened ids where a token is to be predicted; `labels` (n,), those tokens. n is the same for almost
-        all batches of one size, for the compiler's sake: position 0 and label -100 fill it up.
-        """
-        tokens = self.windows[[row for _, row in keys]]
-        draws = np.empty((3, *tokens.shape))
-        for i, (epoch, row) in enumerate(keys):
-            draws[:, i] = random_stream(self.seed, MASK, epoch, row).random((3, tokens.shape[1]))
         is_chosen = (draws[0] < self.mlm_probability) & ~self.is_special[tokens]
-        is_chosen[[epoch == UNMASKED for epoch, _ in keys]] = False
         is_random = is_chosen & (draws[1] >= 0.8) & (draws[1] < 0.9)
         input_ids = np.where(is_chosen & (draws[1] < 0.8), self.mask_token_id, tokens)
         random_ids = self.ordinary_ids[(draws[2] * len(self.ordinary_ids)).astype(np.int64)]
@@ -84,27 +77,84 @@ class MaskedWindows(Dataset):
         return 64 * math.ceil(max(usual, num_chosen) / 64)
 
 
+class MaskedWindows(Dataset):
+    """
+    Windows of a corpus, masked. An item is keyed by (pass, row): `seed` and how often its species has been read decide
+    the mask. The pass `UNMASKED` masks nothing.
+    """
+
+    def __init__(self, windows: Windows, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
+        self.windows, self.seed = windows, seed
+        self.masking = Masking(tokenizer, mlm_probability)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """A whole batch, as `Masking` gives it."""
+        tokens = self.windows[[row for _, row in keys]]
+        draws = np.empty((3, *tokens.shape))
+        for i, (number, row) in enumerate(keys):
+            draws[:, i] = random_stream(self.seed, MASK, number, row).random((3, tokens.shape[1]))
+        draws[0, [number == UNMASKED for number, _ in keys]] = 1.0
+        return self.masking(tokens, draws)
+
+
+class Mixture:
+    """
+    Which rows make an epoch: of each species a number that its share of all rows and the temperature decide.
+
+    A species of n rows gets a share proportional to n^(1/temperature): 1 leaves them as they are, higher ones bring
+    them closer together (as mT5, arXiv 2010.11934, section 3.1, whose α is 1/temperature). Each is read in passes of a
+    fresh permutation each, one after the other: a small one is through several times an epoch, a large one once in
+    several.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], temperature: float, seed: int):
+        self.rows, self.seed = rows, seed  # of each species
+        sizes = np.array([len(rows_of_species) for rows_of_species in rows])
+        weights = sizes ** (1 / temperature)
+        self.rows_an_epoch = np.maximum(1, np.rint(sizes.sum() * (weights / weights.sum()))).astype(np.int64)
+        self.passes_an_epoch = self.rows_an_epoch / sizes
+
+    def __len__(self) -> int:
+        return int(self.rows_an_epoch.sum())
+
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's rows in their order, and which pass of its species each belongs to; both (len(self),)."""
+        passes, rows = [], []
+        for species, (rows_of_species, count) in enumerate(zip(self.rows, self.rows_an_epoch.tolist(), strict=True)):
+            size, start, stop = len(rows_of_species), number * count, (number + 1) * count
+            for i in range(start // size, math.ceil(stop / size)):
+                order = rows_of_species
+                if count != size:  # else it is whole, and the order within is that of the epoch
+                    order = order[random_stream(self.seed, SPECIES_ORDER, i, species).permutation(size)]
+                rows.append(order[max(start - i * size, 0) : stop - i * size])
+                passes.append(np.full(len(rows[-1]), i))
+        order = random_stream(self.seed, ORDER, number).permutation(len(self))
+        return np.concatenate(passes)[order], np.concatenate(rows)[order]
+
+
 class StepSampler(Sampler):
     """
-    Yields one process's micro-batches of every step from `first_step` to `last_step`, each a list of (epoch, row).
+    Yields one process's micro-batches of every step from `first_step` to `last_step`, each a list of (pass, row).
 
-    The corpus is read in epochs of a fresh permutation each, one after the other without a gap, so that a batch may
-    span two; step s takes the s-th `total_batch_size` rows, of which each process has a contiguous share.
+    The corpus is read in epochs, one after the other without a gap, so that a batch may span two; step s takes the
+    s-th `total_batch_size` rows, of which each process has a contiguous share.
     """
 
     def __init__(
         self,
-        num_rows: int,
+        mixture: Mixture,
         *,
         total_batch_size: int,
         micro_batch_size: int,
         first_step: int,
         last_step: int,
-        seed: int,
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.num_rows, self.seed = num_rows, seed
+        self.mixture = mixture
         self.total_batch_size, self.micro_batch_size = total_batch_size, micro_batch_size
         self.share = total_batch_size // num_processes
         self.process_index = process_index
@@ -114,15 +164,15 @@ class StepSampler(Sampler):
         return len(self.steps) * self.share // self.micro_batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.empty(0)
+        epoch, length = -1, len(self.mixture)
         for step in self.steps:
             start = step * self.total_batch_size + self.process_index * self.share
             batch = []
             for position in range(start, start + self.share):
-                if position // self.num_rows != epoch:
-                    epoch = position // self.num_rows
-                    order = random_stream(self.seed, ORDER, epoch).permutation(self.num_rows)
-                batch.append((epoch, int(order[position % self.num_rows])))
+                if position // length != epoch:
+                    epoch = position // length
+                    passes, rows = self.mixture.epoch(epoch)
+                batch.append((int(passes[position % length]), int(rows[position % length])))
                 if len(batch) == self.micro_batch_size:
                     yield batch
                     batch = []

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,13 +24,38 @@ STATE_FILE = "run_state.json"  # not the name that transformers' Trainer gives i
 OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "all_results.json"  # written last: a run that has it is finished
+PRUNED = ".pruned.tmp-"  # in the name of a folder that is being removed; one being written has another: .tmp
+
+
+def whole_checkpoints(output_dir: Path) -> list[Path]:
+    """The `checkpoint-STEP` folders that are whole, in the order of their steps."""
+    folders = [path.parent for path in output_dir.glob(f"checkpoint-*/{STATE_FILE}")]
+    checkpoints = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(checkpoints, key=lambda path: int(path.name.split("-")[-1]))
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:
     """The `checkpoint-STEP` folder of the highest step, or None."""
-    folders = [path.parent for path in output_dir.glob(f"checkpoint-*/{STATE_FILE}")]
-    checkpoints = [path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    checkpoints = whole_checkpoints(output_dir)
+    return checkpoints[-1] if checkpoints else None
+
+
+def prune_checkpoints(output_dir: Path, save_total_limit: int | None):
+    """
+    Removes whole checkpoints, those of the lowest steps first, until `save_total_limit` are left; None keeps all.
+
+    Call it on the main process when the newest is whole: that one stays, whatever the limit. A process that dies on
+    the way leaves a `checkpoint-STEP.pruned.tmp-…`, never mistaken for a checkpoint, and the next call removes it.
+    """
+    if save_total_limit is None:
+        return
+    # one that the user has moved elsewhere and linked to is left to the user
+    checkpoints = [folder for folder in whole_checkpoints(output_dir) if not folder.is_symlink()]
+    for folder in checkpoints[: -max(save_total_limit, 1)]:
+        folder.rename(folder.with_name(f"{folder.name}{PRUNED}{uuid.uuid4().hex}"))
+    for folder in output_dir.glob(f"checkpoint-*{PRUNED}*"):
+        (folder / STATE_FILE).unlink(missing_ok=True)  # first: half removed, it is no checkpoint by its name either
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path):
@@ -160,11 +186,14 @@ FREE_ON_RESUME = {
     "output_dir",
     "resume_from_checkpoint",
     "checkpointing_steps",
+    "save_total_limit",
     "logging_steps",
     "eval_steps",
     "per_device_eval_batch_size",
     "dataloader_num_workers",
     "cache_dir",
+    "with_tracking",
+    "report_to",
 }
 
 

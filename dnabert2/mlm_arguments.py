@@ -41,8 +41,30 @@ def parse_args(description: str) -> argparse.Namespace:
     data.add_argument(
         "--train_file",
         nargs="+",
-        required=True,
-        help="FASTA, FASTQ, GenBank or text; files, folders or globs; also .gz .xz .zst .bz2",
+        help="FASTA, FASTQ, GenBank, text, CSV, TSV or Parquet; files, folders or globs; also .gz .xz .zst .bz2, "
+        "and URLs with --streaming",
+    )
+    data.add_argument("--dataset_name", help="instead of files: the train split of a dataset, on the Hub or a folder")
+    data.add_argument("--dataset_config_name", help="the dataset's configuration, if it has several")
+    data.add_argument("--sequence_column", default="sequence", help="of tables and datasets (default: sequence)")
+    data.add_argument(
+        "--species_column",
+        help='of tables and datasets; "KINGDOM/SPECIES" is validated by kingdom too (default: a file is a species, '
+        "its folder the kingdom)",
+    )
+    data.add_argument(
+        "--sampling_temperature",
+        type=float,
+        default=1.0,
+        help="species are sampled by their size to the power of 1/T: 1 as they are, higher more evenly (default: 1)",
+    )
+    data.add_argument(
+        "--reverse_complement", action="store_true", help="train on both strands: on every sequence's other one too"
+    )
+    data.add_argument(
+        "--streaming",
+        action="store_true",
+        help="read and tokenise while training, for corpora larger than the disk (default: once, into --cache_dir)",
     )
     data.add_argument(
         "--validation_file", nargs="+", help="as --train_file; without it, regions of the training files"
@@ -61,6 +83,14 @@ def parse_args(description: str) -> argparse.Namespace:
     data.add_argument(
         "--cache_dir", default="~/.cache/dnabert2", help="where token ids are kept (default: ~/.cache/dnabert2)"
     )
+    data.add_argument(
+        "--num_shards",
+        type=int,
+        default=1,
+        help="only tokenise, and of so many shares of the files the one of --shard_index: machines that share a "
+        "--cache_dir, or copy theirs together, prepare a corpus side by side; without it the run finds it prepared",
+    )
+    data.add_argument("--shard_index", type=int, default=0, help="from 0 to --num_shards - 1 (default: 0)")
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--total_train_batch_size", type=int, default=4096, help="sequences a step (default: 4096)")
@@ -98,6 +128,15 @@ def parse_args(description: str) -> argparse.Namespace:
         "--eval_steps", type=int, help="steps from validation to validation (default: at the end only)"
     )
     output.add_argument("--checkpointing_steps", type=int, help="steps from checkpoint to checkpoint (default: none)")
+    output.add_argument(
+        "--save_total_limit", type=int, help="checkpoints to keep; older ones are removed (default: all)"
+    )
+    output.add_argument("--with_tracking", action="store_true", help="log the metrics to experiment trackers as well")
+    output.add_argument(
+        "--report_to",
+        default="all",
+        help="tensorboard, wandb, ... with --with_tracking (default: all that are installed)",
+    )
     output.add_argument("--resume_from_checkpoint", help="a checkpoint-STEP folder, or 'latest' of --output_dir")
     return parser.parse_args()
 
@@ -107,8 +146,9 @@ def check_args(args: argparse.Namespace, num_processes: int):
     batches = (
         "total_train_batch_size per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
     )
-    steps = "max_train_steps num_train_epochs logging_steps eval_steps checkpointing_steps"
-    positive = f"max_seq_length learning_rate adam_epsilon max_grad_norm {batches} {steps}".split()
+    steps = "max_train_steps num_train_epochs logging_steps eval_steps checkpointing_steps save_total_limit"
+    others = "max_seq_length learning_rate adam_epsilon max_grad_norm sampling_temperature num_shards"
+    positive = f"{others} {batches} {steps}".split()
     for name in positive:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
@@ -133,6 +173,7 @@ def check_args(args: argparse.Namespace, num_processes: int):
         raise UsageError("--config_name and --config_overrides are for new models: leave out --model_name_or_path")
     if args.max_train_steps and args.num_train_epochs:
         raise UsageError("give --max_train_steps or --num_train_epochs, not both")
+    check_data_args(args)
     if not args.num_train_epochs:
         args.max_train_steps = args.max_train_steps or 500_000
 
@@ -147,7 +188,25 @@ def check_args(args: argparse.Namespace, num_processes: int):
     args.gradient_accumulation_steps = args.total_train_batch_size // forward
 
 
-def set_schedule(args: argparse.Namespace, train_sequences: int):
+def check_data_args(args: argparse.Namespace):
+    """Refuses data arguments that contradict each other."""
+    if bool(args.train_file) == bool(args.dataset_name):
+        raise UsageError("give --train_file or --dataset_name: one of them, and not both")
+    if args.dataset_config_name and not args.dataset_name:
+        raise UsageError("--dataset_config_name is one of a --dataset_name")
+    if not 0 <= args.shard_index < args.num_shards:
+        raise UsageError(f"--shard_index must be from 0 to --num_shards - 1 = {args.num_shards - 1}")
+    if args.streaming and args.num_train_epochs:
+        raise UsageError("--streaming does not know how long an epoch is: give --max_train_steps")
+    if args.streaming and args.num_shards > 1:
+        raise UsageError("--streaming prepares nothing: leave out --num_shards")
+    if not args.streaming and any("://" in name for name in args.train_file or ()):
+        raise UsageError("--train_file names a URL: add --streaming, or fetch the file")
+    if any("://" in name for name in args.validation_file or ()):
+        raise UsageError("--validation_file names a URL: fetch the file")
+
+
+def set_schedule(args: argparse.Namespace, train_sequences: int | None):
     """Sets the steps of the run and of its warm-up where they follow from the corpus or from each other."""
     if args.num_train_epochs:
         args.max_train_steps = math.ceil(args.num_train_epochs * train_sequences / args.total_train_batch_size)

@@ -4,6 +4,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 import psutil
 import torch
@@ -51,6 +52,8 @@ class Meter:
             self.matrix_rate = matrix_rate(accelerator.device, dtype)
             accelerator.print(f"Matrices    {self.matrix_rate / 1e12:.0f} TFLOP/s in {dtype}: the 100 % of MFU")
 
+        self.readings = 0
+
     def start(self):
         self.steps, self.started = 0, time.perf_counter()
 
@@ -64,6 +67,7 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Call it when the GPU has finished the last step, as after `loss.item()`."""
         rate = self.steps * self.tokens_a_step / (time.perf_counter() - self.started)
+        self.readings += 1
         self.start()
         if not self.on_gpu:
             return {"tokens_per_second": rate, "memory_gib": psutil.Process().memory_info().rss / 2**30}
@@ -72,3 +76,11 @@ class Meter:
             "mfu": rate / self.num_processes * self.flops_per_token / self.matrix_rate,
             "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
         }
+
+    def outlook(self, values: dict[str, float], remaining_steps: int) -> str:
+        """When a run will be done at the rate of a reading, and the memory it takes; without validation."""
+        remaining = timedelta(seconds=round(remaining_steps * self.tokens_a_step / values["tokens_per_second"]))
+        return (
+            f"Outlook     {values['tokens_per_second']:,.0f} tokens/s and {values['memory_gib']:.1f} GiB a process: "
+            f"{remaining} to go, till {datetime.now() + remaining:%Y-%m-%d %H:%M}"
+        )

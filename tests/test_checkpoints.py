@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -176,6 +177,89 @@ def test_find_checkpoint_refuses_a_run_nobody_resumes_and_what_is_none(tmp_path)
             checkpoints.find_checkpoint(tmp_path / checkpoints.METRICS_FILE, resume)
 
 
+# --- pruning -----------------------------------------------------------------------------------------------------
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "limit, kept", [(None, (5, 9, 10, 200)), (9, (5, 9, 10, 200)), (4, (5, 9, 10, 200)), (2, (10, 200)), (1, (200,))]
+)
+def test_the_checkpoints_of_the_lowest_steps_are_removed_beyond_the_limit(tmp_path, limit, kept):
+    for step in (10, 5, 200, 9):
+        make_checkpoint(tmp_path, step)
+    checkpoints.prune_checkpoints(tmp_path, limit)
+    assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in kept)
+
+
+def test_the_newest_whole_checkpoint_stays_whatever_the_limit(tmp_path):
+    newest = [make_checkpoint(tmp_path, step) for step in (1, 2)][-1]
+    (tmp_path / "checkpoint-3").mkdir()  # without a state
+    for limit in (0, -1):
+        checkpoints.prune_checkpoints(tmp_path, limit)
+        assert checkpoints.latest_checkpoint(tmp_path) == newest and not (tmp_path / "checkpoint-1").exists()
+
+
+def test_pruning_leaves_alone_what_is_no_whole_checkpoint_of_this_folder(tmp_path):
+    others = (
+        "checkpoint-1.tmp",
+        "checkpoint-2.tmp-77",
+        "checkpoint-last",
+        "checkpoint--3",
+        "my-checkpoint-4",
+        "model",
+    )
+    for name in others:
+        make_checkpoint(tmp_path / "run", 1, name)
+    (tmp_path / "run" / "checkpoint-5").mkdir()  # without a state
+    (tmp_path / "run" / "checkpoint-6").write_text("a file")
+    (tmp_path / "run" / "checkpoint-7").symlink_to(make_checkpoint(tmp_path, 7, "moved-away-and-linked-to"))
+    for step in (8, 9):
+        make_checkpoint(tmp_path / "run", step)
+    before = names(tmp_path / "run")
+    checkpoints.prune_checkpoints(tmp_path / "run", 1)
+    assert set(before) - set(names(tmp_path / "run")) == {"checkpoint-8"}
+    assert names(tmp_path / "moved-away-and-linked-to") == [checkpoints.STATE_FILE]
+    checkpoints.prune_checkpoints(tmp_path / "absent", 1)
+
+
+def test_a_process_killed_while_it_prunes_leaves_nothing_that_looks_whole_and_the_next_removes_it(tmp_path):
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path, step)
+    code = "import os, pathlib, sys; from dnabert2 import checkpoints\n"
+    code += "checkpoints.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+    code += "checkpoints.prune_checkpoints(pathlib.Path(sys.argv[1]), 1)"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT).returncode == -9
+    assert "checkpoint-1" not in names(tmp_path) and len(names(tmp_path)) == 3
+    assert checkpoints.whole_checkpoints(tmp_path) == [tmp_path / "checkpoint-3"]
+    for step in (1, 4):  # 1: of the run begun again
+        make_checkpoint(tmp_path, step)
+    checkpoints.prune_checkpoints(tmp_path, 2)
+    assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("moment", ["rename", "unlink", "rmtree"])
+def test_a_folder_to_be_pruned_has_lost_its_name_before_anything_in_it_is_gone(tmp_path, monkeypatch, moment):
+    for step in (1, 2):
+        (make_checkpoint(tmp_path, step) / "model.safetensors").write_text("weights")
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil if moment == "rmtree" else Path, moment, die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.prune_checkpoints(tmp_path, 1)
+    for state_file in tmp_path.glob(f"*/{checkpoints.STATE_FILE}"):
+        assert (state_file.parent / "model.safetensors").exists()
+    whole = ["checkpoint-1", "checkpoint-2"] if moment == "rename" else ["checkpoint-2"]
+    assert [path.name for path in checkpoints.whole_checkpoints(tmp_path)] == whole
+    monkeypatch.undo()
+    checkpoints.prune_checkpoints(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint-2"]
+
+
 # --- arguments ---------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +280,8 @@ def test_arguments_that_change_no_result_are_free_on_resume(tmp_path):
     first = Namespace(seed=1, cache_dir="a", logging_steps=1, output_dir=tmp_path, dataloader_num_workers=0)
     second = Namespace(seed=1, cache_dir="b", logging_steps=9, output_dir="elsewhere", dataloader_num_workers=4)
     assert checkpoints.arguments_of_run(first) == checkpoints.arguments_of_run(second) == {"seed": 1}
+    limits = Namespace(seed=1, save_total_limit=2, with_tracking=True, report_to="tensorboard")
+    assert checkpoints.arguments_of_run(limits) == {"seed": 1}
     odd = checkpoints.arguments_of_run(Namespace(path=tmp_path, files=("a", "b"), rate=1e-5))
     assert odd == json.loads(json.dumps(odd)) == {"path": str(tmp_path), "files": ["a", "b"], "rate": 1e-5}
 

@@ -6,17 +6,20 @@ pytest tests/test_corpus.py
 import gzip
 import math
 import shutil
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dnabert2 import corpus as corpus_module
-from dnabert2.corpus import Corpus, Windows, prepare_corpus, region_bases, regions, unigram_baseline
+from dnabert2.corpus import Corpus, prepare_corpus, unigram_baseline
 from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT, load_tokenizer
-from dnabert2.sequences import SequenceFileError
+from dnabert2.sequences import Record, SequenceFileError, read_records
+from dnabert2.sources import Source, file_sources
 from dnabert2.tokenization import build_tokenizer, tokenizer_config
+from dnabert2.windows import Windows, kingdom_of, region_bases, regions, reverse_complement
 
 
 LENGTH = 32
@@ -33,17 +36,29 @@ def random_bases(length, seed=0):
 
 
 def fasta(path, *sequences):
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f">record{i}\n{sequence}\n" for i, sequence in enumerate(sequences)))
     return path
 
 
+def table(path, *rows):
+    """A file of (sequence, species)."""
+    path.write_text("sequence,species\n" + "".join(f"{sequence},{species}\n" for sequence, species in rows))
+    return path
+
+
+def sources_of(files, species_column=None):
+    return file_sources([str(file) for file in files], species_column=species_column) if files else []
+
+
 @pytest.fixture
 def prepare(tokenizer, tmp_path):
-    """`prepare_corpus` of 32 tokens a window with a cache in tmp_path."""
+    """`prepare_corpus` of files, 32 tokens a window, with a cache in tmp_path."""
 
-    def prepared(*files, **options):
+    def prepared(*files, species_column=None, validation_files=(), **options):
         defaults = {"tokenizer": tokenizer, "max_seq_length": LENGTH, "cache_dir": tmp_path / "cache"}
-        return prepare_corpus(list(files), **defaults | options)
+        sources, held_out = (sources_of(these, species_column) for these in (files, validation_files))
+        return prepare_corpus(sources, validation_sources=held_out, **defaults | options)
 
     return prepared
 
@@ -52,9 +67,15 @@ def all_tokens(windows):
     return windows[range(len(windows))] if len(windows) else np.empty((0, LENGTH), dtype=np.int64)
 
 
+def pieces_of(row, tokenizer):
+    """The ids between the special tokens of a window."""
+    places = np.flatnonzero(np.isin(row, tokenizer.all_special_ids))
+    return [row[start + 1 : stop] for start, stop in pairwise(places) if stop > start + 1]
+
+
 def decoded(windows, tokenizer):
-    """The bases of every window."""
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in all_tokens(windows)]
+    """The bases of every piece of every window."""
+    return [tokenizer.decode(piece) for row in all_tokens(windows) for piece in pieces_of(row, tokenizer)]
 
 
 def entries(tmp_path):
@@ -66,31 +87,41 @@ def entries(tmp_path):
 
 
 def test_windows_are_full_and_decode_to_the_bases_of_their_regions(prepare, tokenizer, tmp_path):
-    path = fasta(tmp_path / "a.fa", random_bases(30_000, seed=1), random_bases(777, seed=2).lower())
+    path = fasta(
+        tmp_path / "a.fa", random_bases(29_000, seed=1), *(random_bases(177, seed=i).lower() for i in range(10))
+    )
     corpus = prepare(path, validation_percentage=0)
     tokens = all_tokens(corpus.train)
     assert tokens.shape[1] == LENGTH and tokens.dtype == np.int64
     assert (tokens[:, 0] == tokenizer.cls_token_id).all() and (tokens[:, -1] == tokenizer.sep_token_id).all()
-    assert not np.isin(tokens[:, 1:-1], tokenizer.all_special_ids).any()
+    others = set(tokenizer.all_special_ids) - {tokenizer.sep_token_id}
+    assert not np.isin(tokens[:, 1:-1], list(others)).any()
 
-    windows, kept, total = iter(decoded(corpus.train, tokenizer)), 0, 0
-    for region in regions(path, LENGTH):
-        encoded = tokenizer(region, add_special_tokens=False)["input_ids"]
-        bases = "".join(next(windows) for _ in range(len(encoded) // (LENGTH - 2)))
-        assert region.startswith(bases)
-        rest = tokenizer(region[len(bases) :], add_special_tokens=False)["input_ids"]
-        assert len(rest) <= LENGTH - 2  # what is dropped is less than a window (of other merges at the cut)
-        kept, total = kept + len(bases), total + len(region)
-    assert next(windows, None) is None
-    assert corpus.total("bases") == total == 30_777
-    assert kept > 0.9 * total
+    encoded = [
+        tokenizer(region, add_special_tokens=False)["input_ids"] for _, region in regions(read_records(path), LENGTH)
+    ]
+    inner = LENGTH - 2
+    whole = [ids[start : start + inner] for ids in encoded for start in range(0, len(ids) - inner + 1, inner)]
+    pieces = [piece.tolist() for row in tokens for piece in pieces_of(row, tokenizer)]
+    assert [piece for piece in pieces if len(piece) == inner] == whole
+    left_over = [token for ids in encoded for token in ids[len(ids) // inner * inner :]]
+    joined = [token for piece in pieces if len(piece) < inner for token in piece]
+    assert joined == left_over[: len(joined)] and len(left_over) - len(joined) < inner
+    assert len(joined) > 2 * inner  # it was worth it
+    assert corpus.total("bases") == 30_770 and corpus.total("tokens") == sum(map(len, encoded))
+    sequences = [record.sequence for record in read_records(path)]
+    assert all(any(bases in sequence for sequence in sequences) for bases in decoded(corpus.train, tokenizer))
 
 
-def test_regions_are_cut_at_every_letter_but_acgt(tmp_path):
-    one, two, three = (random_bases(length, seed=length) for length in (500, 6000, 40))
-    path = fasta(tmp_path / "a.fa", f"NNN{one}N{two}", f"{three}RY{one.lower()}")
-    long = region_bases(LENGTH)
-    assert list(regions(path, LENGTH)) == [one, two[:long], two[long:], three, one]
+def test_short_sequences_are_joined(prepare, tokenizer, tmp_path):
+    sequences = [random_bases(70, seed=seed) for seed in range(200)]  # 14 tokens or so: less than half a window
+    corpus = prepare(fasta(tmp_path / "a.fa", *sequences), validation_percentage=20)
+    pieces = [decoded(getattr(corpus, split), tokenizer) for split in SPLITS]
+    assert all(any(piece in sequence for sequence in sequences) for piece in pieces[0] + pieces[1])
+    tokens = sum(len(tokenizer(sequence, add_special_tokens=False)["input_ids"]) for sequence in sequences)
+    used = sum(int(corpus.token_counts(split).sum()) for split in SPLITS)
+    assert tokens - 2 * (LENGTH - 2) < used <= tokens == corpus.total("tokens")
+    assert len(corpus.train) > 3 * len(corpus.validation) > 0
 
 
 def test_no_window_spans_a_gap(prepare, tokenizer, tmp_path):
@@ -100,27 +131,115 @@ def test_no_window_spans_a_gap(prepare, tokenizer, tmp_path):
         fasta(tmp_path / "a.fa", "".join(run + gap for run, gap in zip(runs, gaps, strict=True))),
         validation_percentage=0,
     )
-    windows = decoded(corpus.train, tokenizer)
-    assert len(windows) > 60
-    assert all(any(window in run for run in runs) for window in windows)
+    pieces = decoded(corpus.train, tokenizer)
+    assert len(corpus.train) > 60
+    assert all(any(piece in run for run in runs) for piece in pieces)
 
 
-def test_no_base_is_both_in_training_and_in_validation(prepare, tokenizer, tmp_path):
-    sequence = random_bases(300_000, seed=3)  # so random that a 60-mer occurs once
-    corpus = prepare(fasta(tmp_path / "a.fa", sequence), validation_percentage=20)
+class TenBases:
+    """A tokenizer of ten bases a token that says which place of which strand each token is of: none comes twice."""
+
+    cls_token_id, sep_token_id, all_special_ids = 0, 1, [0, 1, 2]
+    cls_token = sep_token = mask_token = "present"
+
+    def __init__(self, lengths):
+        rng, self.ids, self.place, self.sequences = np.random.default_rng(5), {}, {}, []
+        for length in lengths:
+            words = []
+            while len(words) < length // 10:
+                word = "".join(rng.choice(list("ACGT"), 10))
+                other = reverse_complement(word)
+                if word != other and not {word, other} & self.ids.keys():
+                    place = len(self.ids) // 2
+                    for each in (word, other):
+                        self.ids[each] = 3 + len(self.ids)
+                        self.place[self.ids[each]] = place
+                    words.append(word)
+            self.sequences.append("".join(words))
+        self.backend_tokenizer = self
+
+    def __len__(self):
+        return 3 + len(self.ids)
+
+    def no_truncation(self): ...
+
+    def no_padding(self): ...
+
+    def to_str(self):
+        return "ten bases"
+
+    def encode_batch_fast(self, sequences, add_special_tokens):
+        assert not add_special_tokens
+        return [self.Encoding([self.ids[s[i : i + 10]] for i in range(0, len(s), 10)]) for s in sequences]
+
+    class Encoding:
+        def __init__(self, ids):
+            self.ids = ids
+
+
+@pytest.mark.parametrize("both_strands", [False, True])
+def test_no_base_is_both_in_training_and_in_validation_on_whatever_strand(prepare, tmp_path, both_strands):
+    counting = TenBases([70_000, 5_120 * 2 + 310, *[150] * 300])
+    path = fasta(tmp_path / "a.fa", *counting.sequences)
+    corpus = prepare(path, tokenizer=counting, validation_percentage=20, both_strands=both_strands)
+    tokens = [all_tokens(getattr(corpus, split))[:, 1:-1].ravel() for split in SPLITS]
+    tokens = [of_split[of_split > 2].tolist() for of_split in tokens]
+    places = [{counting.place[token] for token in of_split} for of_split in tokens]
+    assert not places[0] & places[1]
+    assert all(len(set(of_split)) == len(of_split) for of_split in tokens)  # nothing twice
+    total = len(counting.ids) // 2
+    assert total - 3 * LENGTH < len(places[0] | places[1]) <= total
+    assert len(tokens[1]) == len(places[1]) > 0.1 * total  # the other strand is not validated
+    assert (len(tokens[0]) > 1.99 * len(places[0]) - LENGTH) == both_strands
+
+
+def test_no_piece_of_validation_occurs_in_training_on_either_strand(prepare, tokenizer, tmp_path):
+    sequences = [random_bases(200_000, seed=3), *(random_bases(90, seed=seed) for seed in range(10, 410))]
+    corpus = prepare(fasta(tmp_path / "a.fa", *sequences), validation_percentage=20, both_strands=True)
     train, validation = (decoded(getattr(corpus, split), tokenizer) for split in SPLITS)
-    place = {sequence[start : start + 60]: start for start in range(len(sequence) - 59)}
-    assert len(place) == len(sequence) - 59
+    words = {piece[i : i + 24] for piece in train for i in range(len(piece) - 23)}  # so long that none comes twice
+    held_out = {piece[i : i + 24] for piece in validation for i in range(len(piece) - 23)}
+    assert len(held_out) > 20_000 and len(words) > 200_000
+    assert not words & held_out and not words & {reverse_complement(word) for word in held_out}
+    assert all(any(piece in s or reverse_complement(piece) in s for s in sequences) for piece in train[-200:])
 
-    def bases(windows):
-        """The positions in the sequence of every base of every window."""
-        return {place[window[:60]] + i for window in windows for i in range(len(window))}
 
-    assert min(map(len, train + validation)) >= 60
-    assert all(sequence[place[window[:60]] :].startswith(window) for window in train + validation)
-    assert not bases(train) & bases(validation)
-    in_training = {window[i : i + 60] for window in train for i in range(len(window) - 59)}
-    assert not any(window[i : i + 60] in in_training for window in validation for i in range(len(window) - 59))
+def test_both_strands_are_for_training_alone_and_another_entry(prepare, tokenizer, tmp_path):
+    path = fasta(tmp_path / "a.fa", random_bases(60_000))
+    one, both = (prepare(path, validation_percentage=20, both_strands=both) for both in (False, True))
+    assert one.fingerprint != both.fingerprint and len(entries(tmp_path)) == 6
+    assert (all_tokens(one.validation) == all_tokens(both.validation)).all()
+    assert len(both.train) == pytest.approx(2 * len(one.train), rel=0.02)
+    forward, sequence = all_tokens(one.train), path.read_text().split("\n")[1]
+    assert (all_tokens(both.train)[: len(forward)] == forward).all()
+    others = [
+        tokenizer.decode(piece)
+        for row in all_tokens(both.train)[len(forward) :]
+        for piece in pieces_of(row, tokenizer)
+    ]
+    assert all(bases in reverse_complement(sequence) for bases in others)
+    assert both.total("bases") == one.total("bases") == 60_000
+
+
+def test_validation_files_have_one_entry_whichever_strands_are_trained_on(prepare, tmp_path):
+    train, validation = (fasta(tmp_path / f"{seed}.fa", random_bases(20_000, seed=seed)) for seed in (1, 2))
+    for both_strands in (False, True):
+        prepare(train, validation_files=[validation], both_strands=both_strands)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_validation_files_alone_are_a_corpus(prepare, tokenizer, tmp_path):
+    validation = fasta(tmp_path / "fungi" / "a.fa", random_bases(20_000))
+    corpus = prepare(validation_files=[validation])
+    assert len(corpus.train) == 0 and corpus.train.rows_by_species() == {}
+    assert list(corpus.validation.rows_by_species()) == ["fungi/a"]
+    assert corpus.token_counts("train").tolist() == [0] * len(tokenizer)
+    assert corpus.token_counts("validation").sum() > 3000
+
+
+def test_no_files_at_all_are_an_empty_corpus(prepare):
+    corpus = prepare()  # of a stream without --validation_file
+    assert len(corpus.train) == len(corpus.validation) == corpus.total("bases") == 0
 
 
 @pytest.mark.parametrize("percentage", [0, 1, 10, 50])
@@ -136,7 +255,7 @@ def test_the_share_of_validation_is_the_percentage(prepare, tmp_path, percentage
 def test_small_files_have_their_turn_in_validation(prepare, tmp_path):
     files = [fasta(tmp_path / f"{i}.fa", random_bases(2000, seed=i)) for i in range(60)]  # a region each
     corpus = prepare(*files, validation_percentage=30)
-    held_out = sum(summary["windows"]["validation"] > 0 for summary in corpus.files)
+    held_out = len(corpus.validation.rows_by_species())
     assert 5 <= held_out <= 33  # 18 expected, four standard deviations
 
 
@@ -166,6 +285,7 @@ def test_copies_of_a_file_are_split_alike(prepare, tmp_path):
     compressed.write_bytes(gzip.compress(path.read_bytes()))
     corpus = prepare(path, compressed, validation_percentage=20)
     for windows in (corpus.train, corpus.validation):
+        assert windows.species == [f"{tmp_path.name}/a", f"{tmp_path.name}/b"]
         first, second = windows.parts
         assert len(first) and (first == second).all()
 
@@ -184,14 +304,30 @@ def test_a_tokenizer_saved_with_truncation_and_padding_loses_nothing(prepare, to
 def test_a_second_call_tokenises_nothing(prepare, tmp_path, monkeypatch):
     path = fasta(tmp_path / "a.fa", random_bases(20_000))
     first, before = prepare(path), entries(tmp_path)
-    monkeypatch.setattr(corpus_module, "prepare_file", None)
+    monkeypatch.setattr(corpus_module, "prepare_source", None)
     again = prepare(path)
     assert entries(tmp_path) == before and len(before) == 3
     assert (all_tokens(again.train) == all_tokens(first.train)).all()
     assert again.fingerprint == first.fingerprint
     path = path.rename(tmp_path / "renamed.fa")
-    prepare(path)
+    renamed = prepare(path)
+    assert entries(tmp_path) == before and renamed.fingerprint == first.fingerprint
+
+
+def test_a_copy_under_another_name_is_another_species_of_the_same_entry(prepare, tmp_path):
+    path = fasta(tmp_path / "fungi" / "yeast.R64.fa", random_bases(60_000))
+    copy = tmp_path / "plants" / "rice.fa"
+    copy.parent.mkdir()
+    shutil.copy(path, copy)
+    first = prepare(path, validation_percentage=20)
+    before = entries(tmp_path)
+    second = prepare(copy, validation_percentage=20)
     assert entries(tmp_path) == before
+    for split in SPLITS:
+        assert list(getattr(first, split).rows_by_species()) == ["fungi/yeast.R64"]
+        assert list(getattr(second, split).rows_by_species()) == ["plants/rice"]
+    assert kingdom_of("plants/rice") == "plants"
+    assert prepare(path, copy).train.species == ["fungi/yeast.R64"]  # together: read once, by the first one's name
 
 
 def test_other_content_tokenizer_length_and_percentage_are_other_entries(prepare, tmp_path):
@@ -206,6 +342,116 @@ def test_other_content_tokenizer_length_and_percentage_are_other_entries(prepare
     fasta(path, random_bases(20_000, seed=9))
     seen.add(prepare(path).fingerprint)
     assert len(seen) == 5 and len(list((tmp_path / "cache").iterdir())) == 5
+
+
+# --- species -----------------------------------------------------------------------------------------------------
+
+
+def test_species_of_a_column_go_before_that_of_the_file_and_are_joined_over_files(prepare, tokenizer, tmp_path):
+    sequences = {
+        (file, species): [random_bases(1500, seed=hash_) for hash_ in range(10 * i, 10 * i + 8)]
+        for i, (file, species) in enumerate([("a", "fungi/x"), ("a", "z"), ("b", "fungi/x"), ("b", "plants/y")])
+    }
+    for name in "ab":
+        rows = [(s, species) for (file, species), those in sequences.items() if file == name for s in those]
+        order = np.random.default_rng(1).permutation(len(rows))
+        table(tmp_path / f"{name}.csv", *(rows[i] for i in order))
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    corpus = prepare(*files, species_column="species", validation_percentage=25)
+    for split in SPLITS:
+        windows = getattr(corpus, split)
+        rows = windows.rows_by_species()
+        assert set(rows) == {"fungi/x", "z", "plants/y"}
+        for name, of_species in rows.items():
+            part = Windows([windows[of_species.tolist()]], [name])
+            own = [s for (_, species), those in sequences.items() if species == name for s in those]
+            pieces = decoded(part, tokenizer)
+            assert pieces and all(any(piece in s for s in own) for piece in pieces)
+    assert len(corpus.train.rows_by_species()["fungi/x"]) == pytest.approx(2 * len(corpus.train) / 4, rel=0.1)
+    without = prepare(*files, validation_percentage=25)
+    assert list(without.train.rows_by_species()) == [f"{tmp_path.name}/a", f"{tmp_path.name}/b"]
+
+
+def test_species_that_come_in_turns_have_each_their_share_of_validation(prepare, tmp_path):
+    names = ["a", "b", "c", "d"]
+    rows = [(random_bases(1000, seed=i), names[i % 4]) for i in range(160)]
+    corpus = prepare(table(tmp_path / "a.csv", *rows), species_column="species", validation_percentage=25)
+    train, validation = (getattr(corpus, split).rows_by_species() for split in SPLITS)
+    assert set(validation) == set(names)
+    for name in names:
+        share = len(validation[name]) / (len(validation[name]) + len(train[name]))
+        assert share == pytest.approx(0.25, abs=1.5 / 40)
+
+
+def test_the_fingerprint_knows_which_files_are_of_one_species_but_not_its_name(prepare, tmp_path):
+    for folder in ("1", "2"):
+        fasta(tmp_path / folder / "yeast.fa", random_bases(9_000, seed=int(folder)))
+    fingerprints = [prepare(tmp_path / "1", tmp_path / "2", validation_percentage=0).fingerprint]
+    for folder in ("1", "2"):
+        (tmp_path / folder / "yeast.fa").rename(tmp_path / folder / "rice.fa")
+    fingerprints.append(prepare(tmp_path / "1", tmp_path / "2", validation_percentage=0).fingerprint)
+    (tmp_path / "2" / "rice.fa").rename(tmp_path / "1" / "rice.fa.2.fa")
+    (tmp_path / "other").mkdir()
+    shutil.move(tmp_path / "1" / "rice.fa.2.fa", tmp_path / "other" / "rice.fa")
+    (tmp_path / "other" / "1").mkdir()  # a folder of the same name as the first one's: the same species
+    shutil.move(tmp_path / "other" / "rice.fa", tmp_path / "other" / "1" / "rice.fa")
+    same_species = prepare(tmp_path / "1", tmp_path / "other", validation_percentage=0)
+    assert set(same_species.train.species) == {"1/rice"} and len(same_species.train.species) == 2
+    fingerprints.append(same_species.fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+# --- interruptions and shards ------------------------------------------------------------------------------------
+
+
+def contents(tmp_path):
+    return {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "cache").rglob("*.*")}
+
+
+@pytest.mark.parametrize("order", [*permutations(range(3))])
+def test_shards_in_any_order_are_what_a_call_without_them_finds(prepare, tmp_path, order, monkeypatch):
+    files = [fasta(tmp_path / f"{i}.fa", random_bases(6_000, seed=i)) for i in range(5)]
+    held_out = [fasta(tmp_path / f"{i}.fa", random_bases(6_000, seed=i)) for i in range(5, 7)]
+    counts = []
+    for index in order:
+        assert prepare(*files, validation_files=held_out, shard_index=index, num_shards=3) is None
+        counts.append(len(list((tmp_path / "cache").iterdir())))
+    shares = np.diff([0, *counts])
+    assert counts[-1] == 7 and sorted(shares) == [2, 2, 3]
+    found = contents(tmp_path)
+    monkeypatch.setattr(corpus_module, "prepare_source", None)
+    corpus = prepare(*files, validation_files=held_out)
+    assert contents(tmp_path) == found
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "cache")
+    plain = prepare(*files, validation_files=held_out)
+    assert contents(tmp_path) == found and plain.fingerprint == corpus.fingerprint
+
+
+def test_an_interrupted_shard_goes_on_where_it_was(prepare, tmp_path, monkeypatch):
+    files = [fasta(tmp_path / f"{i}.fa", random_bases(6_000, seed=i)) for i in range(6)]
+    calls, prepare_source = [], corpus_module.prepare_source
+
+    def fails_at_the_second(source, *rest):
+        calls.append(source.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        prepare_source(source, *rest)
+
+    monkeypatch.setattr(corpus_module, "prepare_source", fails_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(*files, shard_index=1, num_shards=2)
+    before = entries(tmp_path)
+    prepare(*files, shard_index=1, num_shards=2)
+    assert before.items() <= entries(tmp_path).items()
+    assert [name.rpartition("/")[2] for name in calls] == ["1", "3", "3", "5"]
+
+
+def test_more_shards_than_files_leave_some_nothing_to_do(prepare, tmp_path):
+    path = fasta(tmp_path / "a.fa", random_bases(6_000))
+    assert prepare(path, shard_index=2, num_shards=3) is None
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_an_entry_that_failed_half_way_is_absent_and_the_others_stay(prepare, tmp_path, monkeypatch):
@@ -228,6 +474,25 @@ def test_an_entry_that_failed_half_way_is_absent_and_the_others_stay(prepare, tm
     assert before.items() <= entries(tmp_path).items()
 
 
+def test_a_source_may_be_anything_with_records(prepare, tokenizer, tmp_path):
+    class Two(Source):
+        def records(self):
+            yield Record("1", random_bases(3000, seed=1), "fungi/x")
+            yield Record("2", random_bases(3000, seed=2))
+
+        def content_key(self):
+            return "2" * 64
+
+        def num_bytes(self):
+            return None
+
+    source = Two("a/b", "sequence", None)
+    corpus = prepare_corpus(
+        [source], tokenizer, max_seq_length=LENGTH, cache_dir=tmp_path / "cache", validation_percentage=0
+    )
+    assert list(corpus.train.rows_by_species()) == ["fungi/x", "a/b"]
+
+
 def test_a_bad_file_leaves_those_before_it_valid(prepare, tmp_path):
     good, bad = fasta(tmp_path / "good.fa", random_bases(9_000)), fasta(tmp_path / "bad.fa", "MKLVE")
     with pytest.raises(SequenceFileError, match=r"bad\.fa"):
@@ -238,15 +503,18 @@ def test_a_bad_file_leaves_those_before_it_valid(prepare, tmp_path):
 # --- refusals ----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_short_sequences_is_warned_of_and_alone_refused(prepare, tmp_path, caplog):
+def test_a_file_too_short_for_a_window_is_warned_of_by_name_and_alone_refused(prepare, tmp_path, caplog):
     short, long = fasta(tmp_path / "short.fa", "ACGT"), fasta(tmp_path / "long.fa", random_bases(9_000))
     assert len(prepare(short, long, validation_percentage=0).train)
-    assert "short.fa: no sequence is long enough for a window of 32 tokens" in caplog.text
-    assert "long.fa" not in caplog.text
-    with pytest.raises(UsageError, match=r"short\.fa: no sequence is long enough"):
+    assert f"{short}: not enough bases for a single window of 32 tokens" in caplog.text
+    assert str(long) not in caplog.text
+    with pytest.raises(UsageError, match=r"short\.fa: not enough bases for a single window of 32 tokens"):
         prepare(short)
-    with pytest.raises(UsageError, match=r"short\.fa: no sequence is long enough"):
+    with pytest.raises(UsageError, match=r"short\.fa: not enough bases for a single window of 32 tokens"):
         prepare(long, validation_files=[short])
+    renamed = short.rename(tmp_path / "renamed.fa")  # the entry is of its content, the warning of its name
+    prepare(renamed, long, validation_percentage=0)
+    assert f"{renamed}: not enough bases" in caplog.text
 
 
 def test_lengths_vocabularies_and_folders_that_cannot_be_are_refused(prepare, tmp_path):
@@ -263,30 +531,24 @@ def test_lengths_vocabularies_and_folders_that_cannot_be_are_refused(prepare, tm
 
 
 def test_token_counts_are_those_of_the_windows(prepare, tokenizer, tmp_path):
-    files = [fasta(tmp_path / f"{i}.fa", random_bases(50_000, seed=i)) for i in range(2)]
+    sequences = [[random_bases(50_000, seed=i), *(random_bases(90, seed=90 + i) for i in range(99))] for i in range(2)]
+    files = [fasta(tmp_path / f"{i}.fa", *sequences[i]) for i in range(2)]
     corpus = prepare(*files, validation_percentage=20)
     for split in SPLITS:
-        inner = all_tokens(getattr(corpus, split))[:, 1:-1]
-        assert (corpus.token_counts(split) == np.bincount(inner.ravel(), minlength=len(tokenizer))).all()
-        assert corpus.token_counts(split).sum() == len(getattr(corpus, split)) * (LENGTH - 2)
+        tokens = all_tokens(getattr(corpus, split)).ravel()
+        ordinary = tokens[~np.isin(tokens, tokenizer.all_special_ids)]
+        assert (corpus.token_counts(split) == np.bincount(ordinary, minlength=len(tokenizer))).all()
+        assert not corpus.token_counts(split)[tokenizer.all_special_ids].any()
+        share = corpus.token_counts(split).sum() / (len(getattr(corpus, split)) * (LENGTH - 2))
+        assert 0.95 < share < 1  # the rest are separators
 
 
 def test_unigram_baseline_by_hand():
     counts = {"train": [0, 6, 2, 1], "validation": [0, 1, 3, 0]}
-    corpus = Corpus(Windows([]), Windows([]), [{"token_counts": counts}], "")
+    corpus = Corpus(Windows([], []), Windows([], []), [{"token_counts": counts}], "")
     results = unigram_baseline(corpus)
     expected = -(1 * math.log(7 / 13) + 3 * math.log(3 / 13)) / 4  # one more of each of four tokens: 9 + 4
     assert results == {"unigram_loss": pytest.approx(expected), "most_frequent_token_accuracy": 0.25}
-
-
-def test_windows_of_several_parts_equal_their_concatenation():
-    parts = [
-        np.arange(10 * start, 10 * stop, dtype=np.uint16).reshape(-1, 10) for start, stop in ((0, 3), (3, 3), (3, 9))
-    ]
-    windows, whole = Windows(parts), np.concatenate(parts)
-    assert len(windows) == 9
-    for rows in ([0], [2, 3], [8, 0, 5, 5, 3], list(range(9))):
-        assert (windows[rows] == whole[rows]).all()
 
 
 def test_compressed_files_give_the_same_windows(prepare, tmp_path):
@@ -295,5 +557,4 @@ def test_compressed_files_give_the_same_windows(prepare, tmp_path):
     zipped.write_bytes(gzip.compress(path.read_bytes()))
     plain, packed = (prepare(file, validation_percentage=0) for file in (path, zipped))
     assert (all_tokens(plain.train) == all_tokens(packed.train)).all()
-    assert plain.files[0] | {"name": ""} == packed.files[0] | {"name": ""}
-    assert plain.files[0]["name"] == "a.fa"
+    assert plain.files == packed.files

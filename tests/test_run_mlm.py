@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from dnabert2.checkpoints import OPTIMIZER_FILE, read_state
 from dnabert2.corpus import prepare_corpus
 from dnabert2.loading import ROOT, load_tokenizer
-from dnabert2.sequences import expand_files
+from dnabert2.sources import file_sources
 
 
 BASE = {  # dropout, accumulation, loader workers and a last step without a checkpoint: all that resuming must survive
@@ -78,9 +78,9 @@ def test_the_loss_falls(base_run):
 def test_metrics_have_a_line_a_step_with_every_field(base_run):
     lines = metrics(base_run, leave_out=())
     assert [line["step"] for line in lines] == list(range(41))
-    fields = {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib"}
+    fields = {"step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib"}
     evaluated = {"validation_loss", "validation_accuracy"}
-    assert set(lines[0]) == {"step"} | evaluated
+    assert set(lines[0]) == {"step", "tokens"} | evaluated
     for line in lines[1:]:
         assert set(line) == fields | (evaluated if line["step"] in (20, 40) else set())
         assert line["tokens_per_second"] > 0 and line["grad_norm"] > 0
@@ -247,11 +247,11 @@ def test_epochs_decide_the_steps_and_validation_files_the_validation(run, corpus
     train, held_out = (sorted(map(str, corpus.glob(pattern))) for pattern in ("[abg]*.fa", "delta.fa"))
     tokenizer = load_tokenizer(ROOT / "bpe_tokenizer")
     data = prepare_corpus(
-        expand_files(train),
+        file_sources(train),
         tokenizer,
         max_seq_length=32,
         cache_dir=tmp_path,
-        validation_files=expand_files(held_out),
+        validation_sources=file_sources(held_out),
     )
     pattern = corpus / "[abg]*.fa"
     folder = run(train_file=pattern, validation_file=held_out[0], max_train_steps=None, num_train_epochs=0.5)

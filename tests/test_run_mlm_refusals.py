@@ -64,7 +64,7 @@ def refusal(run, *positional, **options):
         ({"num_warmup_steps": -1}, "--num_warmup_steps"),
         ({"num_warmup_steps": 7}, "--num_warmup_steps 7 are more than the 6 steps"),
         ({"max_seq_length": 2}, "at least 3"),
-        ({"max_seq_length": 100_000}, "no sequence is long enough for a window of 100000 tokens"),
+        ({"max_seq_length": 100_000}, "not enough bases for a single window of 100000 tokens"),
         ({"train_file": "absent.fa"}, "absent.fa: no such file"),
         ({"validation_file": "absent.fa"}, "absent.fa: no such file"),
         ({"config_name": "absent.json"}, "absent.json"),
@@ -90,7 +90,7 @@ def test_bad_arguments_are_refused_in_one_line(run, tmp_path, options, told):
         ("", "the file is empty"),
         (">a\n>b\n", "all 2 records are empty"),
         ("ACGT\n", "line 1"),
-        (">short\nACGT\n", "no sequence is long enough for a window of 32 tokens"),
+        (">short\nACGT\n", "not enough bases for a single window of 32 tokens"),
     ],
 )
 def test_bad_sequence_files_are_refused_by_name_and_place(run, tmp_path, content, told):
@@ -163,7 +163,7 @@ def test_resuming_with_what_makes_another_run_is_refused(run, corpus, tmp_path):
     (tmp_path / "run" / "checkpoint-2" / "optimizer.safetensors").unlink()
     assert "optimizer.safetensors is missing" in refusal(run, **options)
     sequences.write_text(sequences.read_text() + "ACGT\n")
-    assert "the files of --train_file have changed since" in refusal(run, **options)
+    assert "have changed since" in refusal(run, **options)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
 
 

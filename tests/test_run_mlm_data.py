@@ -1,0 +1,184 @@
+"""What run_mlm.py trains on: tables, species, strands, streams, datasets of the Hub; and what it shows of a run.
+
+pytest tests/test_run_mlm_data.py
+"""
+
+import csv
+import gzip
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+from hub_server import HubServer
+from mlm_runs import DROPOUT, arguments, column, finish, metrics, results, run_here, small_corpus, start
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dnabert2.loading import ROOT
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("run_mlm_data"))
+
+
+@pytest.fixture
+def run(corpus, tmp_path, monkeypatch):
+    """A function that runs the script in this process and gives the output folder."""
+
+    def run_with(name="run", **options):
+        run_here(monkeypatch, *arguments(corpus, tmp_path / name, **options))
+        return tmp_path / name
+
+    return run_with
+
+
+def assert_equal_runs(one, other):
+    """The same weights, bit for bit, and the same losses."""
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert metrics(one) == metrics(other)
+
+
+def resumed(run, first, step, name="resumed", **options):
+    """A run of the same options that goes on from a copy of the first one's checkpoint, as if it had been killed."""
+    folder = first.parent / name
+    shutil.copytree(first / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    shutil.copy(first / "metrics.jsonl", folder)
+    return run(name, resume_from_checkpoint="latest", **options)
+
+
+# --- species and strands -----------------------------------------------------------------------------------------
+
+
+def test_species_strands_and_temperature_go_through_a_resume_bit_for_bit(run, capsys):
+    options = {"sampling_temperature": 5, "reverse_complement": True, "config_overrides": DROPOUT}
+    options |= {"max_train_steps": 20, "checkpointing_steps": 9, "eval_steps": 10}
+    first = run("first", **options)
+    assert "tokens on both strands of 4 species" in capsys.readouterr().out
+    assert_equal_runs(first, resumed(run, first, 9, **options))
+
+
+def test_short_sequences_of_a_table_fill_windows_and_are_validated_by_kingdom(run, tmp_path):
+    table, draw = tmp_path / "gue.csv.gz", random.Random(1)
+    with gzip.open(table, "wt", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["dna", "label", "organism"])
+        for i in range(600):  # 70 bases are half a window
+            rows.writerow(["".join(draw.choices("ACGT", k=70)), i % 2, f"{'plant' if i % 3 else 'virus'}/{i % 7}"])
+    folder = run(train_file=table, sequence_column="dna", species_column="organism", validation_split_percentage=20)
+    found = results(folder)
+    assert {f"validation_loss/{kingdom}" for kingdom in ("plant", "virus")} <= found.keys()
+    assert found["validation"].keys() == {f"{'plant' if i % 3 else 'virus'}/{i % 7}" for i in range(21)}
+    rows = (folder / "validation.md").read_text().splitlines()
+    assert rows[2].startswith("| **all** |") and len(rows) == 2 + 1 + 2 + len(found["validation"])
+
+
+def test_shards_prepared_apart_are_found_by_the_run(run, tmp_path, capfd):
+    options = {"cache_dir": tmp_path / "cache", "num_shards": 3}
+    for index in (2, 0, 1):
+        run(shard_index=index, **options)
+        assert f"Shard {index} of 3 is prepared" in capfd.readouterr().out
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    folder = run(cache_dir=tmp_path / "cache")
+    assert "Tokenising" not in capfd.readouterr().err
+    assert (folder / "model.safetensors").exists()
+
+
+# --- streams and the Hub -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_resumed_is_the_uninterrupted_one_bit_for_bit(run, corpus, workers):
+    options = {"streaming": True, "reverse_complement": True, "sampling_temperature": 2, "max_train_steps": 8}
+    options |= {"validation_file": corpus / "delta.fa", "train_file": corpus / "[abg]*.fa", "checkpointing_steps": 3}
+    options |= {"dataloader_num_workers": workers, "per_device_train_batch_size": 8, "eval_steps": 4}
+    first = run("first", **options)
+    assert_equal_runs(first, resumed(run, first, 3, **options))
+
+
+def test_a_stream_needs_as_many_workers_as_its_checkpoint(run):
+    options = {"streaming": True, "max_train_steps": 3, "checkpointing_steps": 2}
+    run(**options)
+    with pytest.raises(SystemExit) as error:
+        run(**options, dataloader_num_workers=2, resume_from_checkpoint="latest")
+    assert "--dataloader_num_workers" in error.value.code
+    run(**options, resume_from_checkpoint="latest")
+
+
+def test_a_stream_over_two_processes_resumes(corpus, tmp_path):
+    options = {"streaming": True, "per_device_train_batch_size": 16, "max_train_steps": 4, "checkpointing_steps": 2}
+    folder = tmp_path / "first"
+    finish(start(*arguments(corpus, folder, **options), processes=2))
+    again = tmp_path / "again"
+    shutil.copytree(folder / "checkpoint-2", again / "checkpoint-2")
+    shutil.copy(folder / "metrics.jsonl", again)
+    finish(start(*arguments(corpus, again, resume_from_checkpoint="latest", **options), processes=2))
+    assert_equal_runs(folder, again)
+
+
+def test_a_dataset_of_the_hub_is_trained_on_whole_and_streamed(corpus, tmp_path):
+    rows = [["sequence", "species"]]
+    for path in sorted(corpus.glob("*.fa")):
+        sequence = path.read_text().split("\n", 1)[1].replace("\n", "")
+        rows += [[sequence[i : i + 2000], f"fungi/{path.stem}"] for i in range(0, len(sequence), 2000)]
+    content = "\n".join(map(",".join, rows)).encode()
+    options = {"train_file": None, "dataset_name": "lab/genomes", "species_column": "species", "max_train_steps": 3}
+    with HubServer() as hub:
+        hub.add_repo("dataset", "lab/genomes", {"train.csv": content})
+        environment = hub.environment(tmp_path) | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+        for name, more in (("whole", {}), ("streamed", {"streaming": True})):
+            command = arguments(corpus, tmp_path / name, **options, **more)
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "run_mlm.py"), *command],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=200,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert ("1 sources, streamed" if more else "tokens of 4 species") in done.stdout
+            assert len(column(tmp_path / name, "loss")) == 3
+    assert results(tmp_path / "whole")["validation"].keys() <= {f"fungi/{path.stem}" for path in corpus.glob("*.fa")}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dataset_name": "lab/genomes"}, "one of them, and not both"),
+        ({"train_file": None}, "give --train_file or --dataset_name"),
+        ({"train_file": "http://127.0.0.1/a.fa"}, "add --streaming"),
+        ({"streaming": True, "num_train_epochs": 1, "max_train_steps": None}, "give --max_train_steps"),
+        ({"num_shards": 2, "shard_index": 2}, "--shard_index must be from 0 to --num_shards - 1 = 1"),
+        ({"sampling_temperature": 0}, "--sampling_temperature must be greater than 0"),
+        ({"species_column": "species"}, "has no columns"),
+        ({"with_tracking": True, "report_to": "nothing"}, "--report_to nothing: not installed"),
+        ({"save_total_limit": 0}, "--save_total_limit must be greater than 0"),
+    ],
+)
+def test_data_arguments_that_contradict_are_refused_in_one_line(run, options, told):
+    with pytest.raises(SystemExit) as error:
+        run(**options)
+    message = error.value.code
+    assert told in message and message.startswith("error: ") and "\n" not in message
+
+
+# --- what is seen of a run ---------------------------------------------------------------------------------------
+
+
+def test_trackers_get_the_metrics(run):
+    folder = run(with_tracking=True, report_to="tensorboard", max_train_steps=3, eval_steps=2)
+    events = EventAccumulator(str(folder / "pretraining")).Reload()
+    for name in ("loss", "validation_loss"):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        lines = {line["step"]: line[name] for line in metrics(folder) if name in line}
+        assert logged == pytest.approx(lines)
+
+
+def test_old_checkpoints_give_way_and_a_picture_and_the_outlook_are_there(run, capsys):
+    folder = run(max_train_steps=7, checkpointing_steps=2, save_total_limit=2, logging_steps=2)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert load_file(folder / "checkpoint-4" / "model.safetensors")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "Outlook" in capsys.readouterr().out

@@ -1,0 +1,215 @@
+"""Regions to windows: every token in its place, none lost but fewer than a window at the end.
+
+pytest tests/test_windows.py
+"""
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dnabert2.loading import ROOT, load_tokenizer
+from dnabert2.sequences import Record
+from dnabert2.windows import WindowCutter, Windows, kingdom_of, region_bases, regions, reverse_complement
+
+
+CLS, SEP, FIRST = 1, 2, 10
+TOKENIZER = SimpleNamespace(cls_token_id=CLS, sep_token_id=SEP)
+
+
+def numbered(lengths):
+    """Regions of so many tokens, no two tokens of them alike."""
+    ends = np.cumsum([0, *lengths]) + FIRST
+    return [np.arange(start, end, dtype=np.uint16) for start, end in pairwise(ends)]
+
+
+def cut(lengths, max_seq_length):
+    """Windows of numbered regions, the regions and the tokens still to come."""
+    cutter, all_regions = WindowCutter(max_seq_length, TOKENIZER), numbered(lengths)
+    windows = [cutter(region) for region in all_regions]
+    return np.concatenate([np.empty((0, max_seq_length), int), *windows]).astype(int), all_regions, cutter.rest
+
+
+# --- the cutter --------------------------------------------------------------------------------------------------
+
+wild = settings(max_examples=300, deadline=None)
+region_lengths = st.lists(st.integers(0, 40), max_size=30)
+window_lengths = st.integers(3, 14)
+
+
+@wild
+@given(region_lengths, window_lengths)
+def test_every_token_comes_once_but_fewer_than_a_window_at_the_end(lengths, max_seq_length):
+    windows, _, rest = cut(lengths, max_seq_length)
+    tokens = [*windows[:, 1:-1].ravel(), *rest]
+    assert sorted(token for token in tokens if token != SEP) == list(range(FIRST, FIRST + sum(lengths)))
+    assert len(rest) < max_seq_length - 2
+
+
+@wild
+@given(region_lengths, window_lengths)
+def test_every_window_is_full(lengths, max_seq_length):
+    windows, _, _ = cut(lengths, max_seq_length)
+    assert (windows[:, 0] == CLS).all() and (windows[:, -1] == SEP).all()
+    inner = windows[:, 1:-1]
+    assert ((inner == SEP) | (inner >= FIRST)).all()
+
+
+@wild
+@given(region_lengths, window_lengths)
+def test_order_is_that_of_the_regions_within_each_and_among_left_overs(lengths, max_seq_length):
+    windows, all_regions, rest = cut(lengths, max_seq_length)
+    tokens = np.array([token for token in [*windows[:, 1:-1].ravel(), *rest] if token != SEP])
+    for region in all_regions:
+        assert (tokens[np.isin(tokens, region)] == region).all()
+    inner = max_seq_length - 2
+    left_over = [token for region in all_regions for token in region[len(region) // inner * inner :]]
+    assert tokens[np.isin(tokens, left_over)].tolist() == left_over
+
+
+@wild
+@given(region_lengths, window_lengths)
+@example([5, 3], 8)  # a left-over one token short of a window
+@example([6, 3], 8)
+@example([1, 1, 1], 4)
+def test_separators_stand_between_left_overs_of_different_regions_alone(lengths, max_seq_length):
+    windows, all_regions, rest = cut(lengths, max_seq_length)
+    region_of = {token: number for number, region in enumerate(all_regions) for token in region.tolist()}
+    last_of = [int(region[-1]) if len(region) else None for region in all_regions]
+    for row in [*windows[:, 1:].tolist(), rest.tolist()]:
+        assert row[:1] != [SEP]
+        for one, other in pairwise(row):
+            if SEP not in (one, other):
+                assert other == one + 1 and region_of[one] == region_of[other]
+        for before, _, after in (trio for trio in zip(row, row[1:-1], row[2:], strict=False) if trio[1] == SEP):
+            assert before == last_of[region_of[before]]
+            assert after == SEP or region_of[after] > region_of[before]
+        # Two in a row only where a separator is the last that a window has room for.
+        assert all(pair != (SEP, SEP) for pair in pairwise(row[:-1]))
+
+
+def test_a_separator_on_the_last_place_stands_beside_the_closing_one():
+    windows, _, rest = cut([5, 3], max_seq_length=8)  # nothing else fits: no token is lost, none moved
+    assert windows.tolist() == [[CLS, 10, 11, 12, 13, 14, SEP, SEP]]
+    assert rest.tolist() == [15, 16, 17]
+
+
+def test_no_separator_comes_first_after_a_full_window():
+    cutter = WindowCutter(6, TOKENIZER)
+    assert cutter(np.array([10, 11])).tolist() == []
+    assert cutter(np.array([12])).tolist() == [[CLS, 10, 11, SEP, 12, SEP]]
+    assert cutter(np.array([13])).tolist() == [] and cutter.rest.tolist() == [13]
+
+
+def test_regions_of_whole_windows_alone_leave_nothing_over():
+    windows, _, rest = cut([12, 6, 18], max_seq_length=8)
+    assert (windows[:, 1:-1].ravel() == np.arange(FIRST, FIRST + 36)).all() and not len(rest)
+
+
+def test_short_sequences_are_all_used():
+    lengths = np.random.default_rng(0).integers(14, 101, 500).tolist()  # tokens, as of GUE
+    windows, _, rest = cut(lengths, max_seq_length=128)
+    separators = int((windows[:, 1:-1] == SEP).sum())
+    tokens = windows[:, 1:-1].size - separators
+    assert tokens + (rest != SEP).sum() == sum(lengths) and len(rest) < 126
+    assert separators >= 0.97 * (len(lengths) - len(windows)) and windows.dtype == int
+
+
+@wild
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=10), window_lengths)
+def test_windows_are_of_16_bits_whatever_the_tokens_come_in(lengths, max_seq_length):
+    cutter = WindowCutter(max_seq_length, TOKENIZER)
+    for region in numbered(lengths):
+        windows = cutter((region + 65_000).astype(np.uint16))
+        assert windows.dtype == cutter.rest.dtype == np.uint16
+        assert windows.shape[1:] == (max_seq_length,)
+
+
+def test_a_real_tokenizers_ids_are_those_of_cls_and_sep():
+    tokenizer = load_tokenizer(ROOT / "bpe_tokenizer")
+    window = WindowCutter(4, tokenizer)(np.array([7, 8]))[0].tolist()
+    assert window == [tokenizer.cls_token_id, 7, 8, tokenizer.sep_token_id]
+
+
+# --- regions and strands -----------------------------------------------------------------------------------------
+
+LENGTH = 3  # tokens a window: a region has 480 bases
+letters = st.text("ACGTNRY", max_size=60).map(lambda text: text * 20)
+
+
+@wild
+@given(st.lists(st.tuples(letters, st.sampled_from([None, "a", "b/c"])), max_size=6))
+def test_regions_are_all_the_bases_in_order_cut_at_other_letters_and_at_their_length(records):
+    records = [Record(str(i), sequence, species) for i, (sequence, species) in enumerate(records)]
+    found = list(regions(records, LENGTH))
+    expected = []
+    for record in records:
+        for run in "".join(letter if letter in "ACGT" else " " for letter in record.sequence).split():
+            expected += [(record.species, run[start : start + 480]) for start in range(0, len(run), 480)]
+    assert region_bases(LENGTH) == 480
+    assert found == expected
+
+
+def test_the_reverse_complement_is_the_other_strand():
+    assert reverse_complement("AACGT") == "ACGTT"
+    assert reverse_complement("") == ""
+
+
+@given(st.text("ACGT"))
+def test_the_reverse_complement_of_the_reverse_complement_is_the_sequence(sequence):
+    assert reverse_complement(reverse_complement(sequence)) == sequence
+    pairs = dict(zip("ACGT", "TGCA", strict=True))
+    assert all(pairs[base] == other for base, other in zip(sequence, reverse_complement(sequence)[::-1], strict=True))
+
+
+# --- parts and species -------------------------------------------------------------------------------------------
+
+
+def windows_of(sizes, species):
+    rows = np.arange(10 * sum(sizes), dtype=np.uint16).reshape(-1, 10)
+    return Windows(np.split(rows, np.cumsum(sizes)[:-1]), species), rows
+
+
+def test_windows_of_several_parts_equal_their_concatenation():
+    windows, whole = windows_of([3, 0, 6], ["a", "b", "a"])
+    assert len(windows) == 9
+    for rows in ([0], [2, 3], [8, 0, 5, 5, 3], list(range(9))):
+        assert (windows[rows] == whole[rows]).all() and windows[rows].dtype == np.int64
+
+
+def test_rows_of_a_species_are_those_of_all_its_parts_and_empty_ones_have_none():
+    windows, _ = windows_of([0, 2, 0, 3, 1, 0, 2, 0], ["e", "a", "b", "b", "a", "a", "c", "d"])
+    rows = windows.rows_by_species()
+    assert {name: of_species.tolist() for name, of_species in rows.items()} == {
+        "a": [0, 1, 5],
+        "b": [2, 3, 4],
+        "c": [6, 7],
+    }
+    assert list(windows.part_of(range(8))) == [1, 1, 3, 3, 3, 4, 6, 6]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abc")), min_size=1, max_size=12))
+def test_every_row_is_of_the_species_of_its_part(parts):
+    windows, _ = windows_of([size for size, _ in parts], [species for _, species in parts])
+    expected = [species for size, species in parts for _ in range(size)]
+    assert [windows.species[part] for part in windows.part_of(range(len(windows)))] == expected
+    rows = windows.rows_by_species()
+    assert sorted(row for of_species in rows.values() for row in of_species) == list(range(len(windows)))
+    assert all(expected[row] == species for species, of_species in rows.items() for row in of_species)
+    assert all(len(of_species) for of_species in rows.values())
+
+
+def test_no_parts_are_no_rows():
+    windows = Windows([], [])
+    assert len(windows) == 0 and windows.rows_by_species() == {}
+
+
+@pytest.mark.parametrize(
+    "species, kingdom",
+    [("fungi/yeast.R64", "fungi"), ("a/b/c", "a/b"), ("yeast", ""), ("", ""), ("/yeast", "")],
+)
+def test_the_kingdom_is_what_stands_before_the_last_slash(species, kingdom):
+    assert kingdom_of(species) == kingdom
