@@ -220,7 +220,7 @@ def main():
                 folder = args.output_dir / f"checkpoint-{done}"
                 checkpoints.save_checkpoint(accelerator, folder, model, tokenizer, optimizer, scheduler, state)
                 if accelerator.is_main_process:
-                    checkpoints.prune_checkpoints(args.output_dir, args.save_total_limit)
+                    checkpoints.prune_checkpoints(folder, args.save_total_limit)
     progress.close()
 
     checkpoints.save_final_model(accelerator, model, tokenizer, args.output_dir)

@@ -40,18 +40,19 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def prune_checkpoints(output_dir: Path, save_total_limit: int | None):
+def prune_checkpoints(newest: Path, save_total_limit: int | None):
     """
     Removes whole checkpoints, those of the lowest steps first, until `save_total_limit` are left; None keeps all.
 
-    Call it on the main process when the newest is whole: that one stays, whatever the limit. A process that dies on
-    the way leaves a `checkpoint-STEP.pruned.tmp-…`, never mistaken for a checkpoint, and the next call removes it.
+    Call it on the main process when `newest` is whole: that one stays, whatever its step. A process that dies on the
+    way leaves a `checkpoint-STEP.pruned.tmp-…`, never mistaken for a checkpoint, and the next call removes it.
     """
     if save_total_limit is None:
         return
+    output_dir = newest.parent
     # one that the user has moved elsewhere and linked to is left to the user
-    checkpoints = [folder for folder in whole_checkpoints(output_dir) if not folder.is_symlink()]
-    for folder in checkpoints[: -max(save_total_limit, 1)]:
+    others = [folder for folder in whole_checkpoints(output_dir) if folder != newest and not folder.is_symlink()]
+    for folder in others[: max(0, len(others) + 1 - save_total_limit)]:
         folder.rename(folder.with_name(f"{folder.name}{PRUNED}{uuid.uuid4().hex}"))
     for folder in output_dir.glob(f"checkpoint-*{PRUNED}*"):
         (folder / STATE_FILE).unlink(missing_ok=True)  # first: half removed, it is no checkpoint by its name either

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -32,14 +31,12 @@ METRICS_FILE = "metrics.jsonl"  # as in dnabert2.checkpoints, which would import
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00"]
 LINE_STYLES = ["-", "--", ":", "-."]  # one for every turn through the palette
 STYLE = {
-    "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": "0.92",
     "lines.linewidth": 1.5,
     "lines.markersize": 3.5,
@@ -48,11 +45,11 @@ STYLE = {
 }
 UNITS = {"": 1, "thousand ": 1e3, "million ": 1e6, "billion ": 1e9, "trillion ": 1e12}
 VALIDATION = {"marker": "o", "linewidth": 1}
+LOSS, ACCURACY = ("nats a masked token", 1), ("% of masked tokens", 0.01)  # label and unit of an axis
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOISY = 50  # readings: from so many on, a running mean over some twentieth of them is drawn
-# inches; the frame is a panel's title and x axis
-WIDTH, PANEL_HEIGHT, FRAME_HEIGHT, LABEL_HEIGHT = 10, 2.8, 0.9, 0.18
-LEGEND_WIDTH, LEGEND_LINE = 110, 0.22  # letters; inches
+WIDTH, PANEL_HEIGHT, NAME_HEIGHT, LEGEND_HEIGHT = 10, 2.8, 0.19, 0.22  # inches; the latter two of a line
+PANEL_NAMES, LEGEND_WIDTH = 10, 110  # that fit beside a panel; letters
 
 
 def read_metrics(run_folder: Path) -> list[dict]:
@@ -142,17 +139,15 @@ class Scaled(Formatter):
     def __init__(self, size: float):
         self.size = size
 
-    def __call__(self, value: float, pos: int | None = None) -> str:
-        return self.format_ticks([value])[0]
-
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         values = [value / self.size for value in values]
         decimals = max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values)
         return [f"{value:,.{decimals}f}" for value in values]
 
 
-def scale(axis: Axis, size: float):
-    """Few ticks, in multiples of `size`."""
+def scale(axis: Axis, label: str, size: float):
+    """A label, and few ticks, in multiples of `size`."""
+    axis.set_label_text(label)
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(Scaled(size))
 
@@ -173,44 +168,40 @@ def draw_validation(axes: Axes, points: np.ndarray, style: dict):
     axes.plot(*points, markevery=((points.shape[1] - 1) % every, every), **style)
 
 
-def draw_loss(axes: Axes, runs: list[Run]):
-    axes.set(title="Loss", ylabel="nats a masked token")
-    scale(axes.yaxis, 1)
+def draw_loss(axes: Axes, runs: list[Run], key: str):
+    scale(axes.yaxis, *LOSS)
     for run in runs:
-        draw_readings(axes, run.points("loss"), run.style)
-        draw_validation(axes, run.points("validation_loss"), run.validation_style)
+        draw_readings(axes, run.points(key), run.style)
+        draw_validation(axes, run.points(f"validation_{key}"), run.validation_style)
     grey = {"color": "0.3"} if len(runs) > 1 else {}
     handles = [Line2D([], [], **style | grey) for style in (runs[0].style, runs[0].validation_style)]
     axes.legend(handles, ["training", "validation"])
 
 
-def draw_accuracy(axes: Axes, runs: list[Run]):
-    axes.set(title="Validation accuracy", ylabel="% of masked tokens")
-    scale(axes.yaxis, 0.01)
+def draw_accuracy(axes: Axes, runs: list[Run], key: str):
+    scale(axes.yaxis, *ACCURACY)
     for run in runs:
-        draw_validation(axes, run.points("validation_accuracy"), run.validation_style)
+        draw_validation(axes, run.points(key), run.validation_style)
 
 
-def draw_learning_rate(axes: Axes, runs: list[Run]):
-    curves = [run.points("learning_rate") for run in runs]
+def draw_learning_rate(axes: Axes, runs: list[Run], key: str):
+    curves = [run.points(key) for run in runs]
     largest = max(rates.max(initial=0) for _, rates in curves)
     exponent = math.floor(math.log10(largest)) if largest else 0
-    axes.set(title="Learning rate", ylabel=f"× 10{str(exponent).translate(SUPERSCRIPT)}" if exponent else "")
-    scale(axes.yaxis, 10.0**exponent)
+    scale(axes.yaxis, f"× 10{str(exponent).translate(SUPERSCRIPT)}" if exponent else "", 10.0**exponent)
     for run, (steps, rates) in zip(runs, curves, strict=True):
         axes.plot(steps, rates, marker="o" if len(rates) == 1 else "", **run.style)
     top = 1.1 * largest or 1
     axes.set_ylim(-0.02 * top, top)
 
 
-def draw_throughput(axes: Axes, runs: list[Run]):
+def draw_throughput(axes: Axes, runs: list[Run], key: str):
     """From 0, and without a run's first reading, which includes compiling, if there are others."""
-    curves = [run.points("tokens_per_second") for run in runs]
+    curves = [run.points(key) for run in runs]
     curves = [points[:, 1:] if points.shape[1] > 1 else points for points in curves]
     largest = max(rates.max(initial=0) for _, rates in curves)
     name, size = unit(largest)
-    axes.set(title="Throughput", ylabel=f"{name}tokens a second")
-    scale(axes.yaxis, size)
+    scale(axes.yaxis, f"{name}tokens a second", size)
     for run, points in zip(runs, curves, strict=True):
         draw_readings(axes, points, run.style)
     axes.set_ylim(0, 1.15 * largest or 1)
@@ -228,9 +219,10 @@ def spread(heights: np.ndarray, distance: float) -> np.ndarray:
     return np.clip(levels, 0, max(0, 1 - distance * (len(heights) - 1))) + distance * np.arange(len(heights))
 
 
-def draw_kingdoms(axes: Axes, run: Run, key: str):
+def draw_kingdoms(axes: Axes, runs: list[Run], key: str):
     """A line a kingdom, its name at the line's end; the steep first tenth of a long run sets no scale."""
-    curves = {kingdom: run.points(f"{key}/{kingdom}") for kingdom in run.kingdoms()}
+    scale(axes.yaxis, *(ACCURACY if key == "validation_accuracy" else LOSS))
+    curves = {kingdom: runs[0].points(f"{key}/{kingdom}") for kingdom in runs[0].kingdoms()}
     for i, points in enumerate(curves.values()):
         draw_validation(axes, points, line_style(i) | VALIDATION)
     is_long = max(points.shape[1] for points in curves.values()) > 10
@@ -242,69 +234,57 @@ def draw_kingdoms(axes: Axes, run: Run, key: str):
     low, high = axes.set_ylim(values.min() - margin, values.max() + margin)
     ends = sorted((y[-1], x[-1], i, kingdom) for i, (kingdom, (x, y)) in enumerate(curves.items()) if len(y))
     heights = (np.array([end[0] for end in ends]) - low) / (high - low)
-    distance = LABEL_HEIGHT / (kingdoms_height(run) - FRAME_HEIGHT)
-    for (y, x, i, kingdom), height in zip(ends, spread(heights, distance), strict=True):
+    heights = spread(heights, 1 / max(PANEL_NAMES, len(curves)))
+    for (y, x, i, kingdom), height in zip(ends, heights, strict=True):
         colour = line_style(i)["color"]
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
         label = {"color": colour, "fontsize": 9, "verticalalignment": "center", "arrowprops": leader}
         axes.annotate(kingdom, (x, y), (1.06, height), textcoords="axes fraction", **label)
 
 
-def kingdoms_height(run: Run) -> float:
-    """The height in inches of a panel whose labels fit one below the other."""
-    return max(PANEL_HEIGHT, FRAME_HEIGHT + LABEL_HEIGHT * len(run.kingdoms()))
-
-
-def draw_kingdom_loss(axes: Axes, runs: list[Run]):
-    axes.set(title="Validation loss by kingdom", ylabel="nats a masked token")
-    scale(axes.yaxis, 1)
-    draw_kingdoms(axes, runs[0], "validation_loss")
-
-
-def draw_kingdom_accuracy(axes: Axes, runs: list[Run]):
-    axes.set(title="Validation accuracy by kingdom", ylabel="% of masked tokens")
-    scale(axes.yaxis, 0.01)
-    draw_kingdoms(axes, runs[0], "validation_accuracy")
-
-
+# by their titles, what draws them and the readings
 PANELS = {
-    "loss": draw_loss,
-    "validation_accuracy": draw_accuracy,
-    "learning_rate": draw_learning_rate,
-    "tokens_per_second": draw_throughput,
+    "Loss": (draw_loss, "loss"),
+    "Validation accuracy": (draw_accuracy, "validation_accuracy"),
+    "Learning rate": (draw_learning_rate, "learning_rate"),
+    "Throughput": (draw_throughput, "tokens_per_second"),
+}
+KINGDOM_PANELS = {
+    "Validation loss by kingdom": (draw_kingdoms, "validation_loss"),
+    "Validation accuracy by kingdom": (draw_kingdoms, "validation_accuracy"),
 }
 
 
-def draw_x_axis(axes: Axes, runs: list[Run]):
-    """The same for all panels: from 0 to the last line of any run."""
+def draw_panel(axes: Axes, runs: list[Run], title: str):
+    """One panel; the x axis is the same for all, from 0 to the last line of any run."""
+    axes.set_title(title)
+    draw, key = (PANELS | KINGDOM_PANELS)[title]
+    draw(axes, runs, key)
     last = max(line.get(runs[0].x, 0) for run in runs for line in run.lines) or 1
     name, size = unit(last) if runs[0].x == "tokens" else ("", 1)
-    scale(axes.xaxis, size)
-    axes.set_xlabel(f"{name}tokens seen" if runs[0].x == "tokens" else "steps")
+    scale(axes.xaxis, f"{name}tokens seen" if runs[0].x == "tokens" else "steps", size)
     axes.set_xlim(-0.02 * last, 1.02 * last)
 
 
 def draw_figure(runs: list[Run]) -> Figure:
     """The panels that there are readings for, two in a row, and a last row by kingdom."""
-    panels = [panel for key, panel in PANELS.items() if key == "loss" or any(run.points(key).size for run in runs)]
-    parts, heights = [panels], [PANEL_HEIGHT * math.ceil(len(panels) / 2)]
-    if len(runs) == 1 and runs[0].kingdoms():
-        parts.append([draw_kingdom_loss, draw_kingdom_accuracy])
-        heights.append(kingdoms_height(runs[0]))
+    titles = [
+        title for title, (_, key) in PANELS.items() if key == "loss" or any(run.points(key).size for run in runs)
+    ]
+    parts, heights = [titles], [PANEL_HEIGHT * math.ceil(len(titles) / 2)]
+    if len(runs) == 1 and (kingdoms := runs[0].kingdoms()):
+        parts.append(list(KINGDOM_PANELS))
+        heights.append(PANEL_HEIGHT + NAME_HEIGHT * max(0, len(kingdoms) - PANEL_NAMES))
     names = [run.name for run in runs]
     columns = max(1, LEGEND_WIDTH // (max(map(len, names)) + 8))  # 8: the line before a name and the space behind it
-    legend_height = LEGEND_LINE * math.ceil(len(runs) / columns) if len(runs) > 1 else 0
+    legend_height = LEGEND_HEIGHT * math.ceil(len(runs) / columns) if len(runs) > 1 else 0
     figure = Figure(figsize=(WIDTH, sum(heights) + legend_height), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     # parts of their own: the names of the kingdoms, right of their panels, make no other panel narrower
     subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights).flat
-    for subfigure, panels in zip(subfigures, parts, strict=True):
-        for axes, panel in zip_longest(subfigure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).flat, panels):
-            if panel:
-                panel(axes, runs)
-                draw_x_axis(axes, runs)
-            else:
-                axes.remove()
+    for subfigure, titles in zip(subfigures, parts, strict=True):
+        for i, title in enumerate(titles, 1):
+            draw_panel(subfigure.add_subplot(math.ceil(len(titles) / 2), 2, i), runs, title)
     if len(runs) > 1:
         handles = [Line2D([], [], **run.style) for run in runs]
         figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(runs)))

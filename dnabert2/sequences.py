@@ -40,7 +40,8 @@ from dnabert2.tables import TABLES, Row, read_table, rows_of, stream, wanted_col
 logger = logging.getLogger(__name__)
 
 FORMATS = {  # endings, how a file opens, what datasets' reader of it is told
-    "fasta": ("fa fasta fna fas ffn frn", b">", {"columns": ["id", "sequence"]}),
+    # by default its reader collects 256 MB before it gives a record
+    "fasta": ("fa fasta fna fas ffn frn", b">", {"columns": ["id", "sequence"], "max_batch_bytes": 1 << 20}),
     "fastq": ("fq fastq", b"@", {"columns": ["id", "sequence"]}),
     "genbank": ("gb gbk gbff genbank", b"LOCUS", {"columns": ["version", "locus_name", "sequence"]}),
     "text": ("txt", b"", {}),

@@ -6,6 +6,7 @@ for source in file_sources(["genomes/"]) + dataset_sources("user/genomes", strea
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from dnabert2.sequences import (
     split_name,
 )
 from dnabert2.tables import TABLES, check_columns, checked_rows, rows_of, wanted_columns
+
+
+PART_BYTES = 2**30  # of a dataset on the disk
 
 
 def _info(url: str) -> dict:
@@ -142,7 +146,7 @@ def dataset_sources(
     streaming: bool = False,
 ) -> list[Source]:
     """
-    A dataset as one source, downloaded; or streamed, as one for each of its shards, which processes can share.
+    A dataset, downloaded, as a source for each GiB; or streamed, as one for each of its shards.
 
     Args:
         dataset_name: of the Hub, or a local folder.
@@ -156,6 +160,8 @@ def dataset_sources(
     wanted = wanted_columns(sequence_column, species_column)
     try:
         builder = datasets.load_dataset_builder(dataset_name, dataset_config_name)
+        if hasattr(builder.config, "keep_default_na"):  # of CSV: "NA" is two bases
+            builder = datasets.load_dataset_builder(dataset_name, dataset_config_name, keep_default_na=False)
         if streaming:
             dataset = builder.as_streaming_dataset(split=split)
             columns = dataset.column_names or list(next(rows_of(dataset), {}))  # CSV tells none before it is read
@@ -177,8 +183,13 @@ def dataset_sources(
     known = (builder.info.splits or {}).get(split)
     dataset = dataset.select_columns([*dict.fromkeys(wanted.values())])
     columns = (sequence_column, species_column)
-    if not streaming:
-        return [DatasetSource(where, *columns, dataset, _sha256(content), known.num_bytes if known else None)]
+    if not streaming:  # in parts, each of which fits in memory, is a cache entry and can be another machine's share
+        count = max(1, math.ceil(dataset.data.nbytes / PART_BYTES))
+        parts = [dataset.shard(count, index, contiguous=True) for index in range(count)]
+        return [
+            DatasetSource(where, *columns, part, _sha256([*content, count, index]), part.data.nbytes)
+            for index, part in enumerate(parts)
+        ]
     shards = dataset.num_shards
     files = (builder.config.data_files or {}).get(split, ())
     files = files if len(files) == shards else [None] * shards

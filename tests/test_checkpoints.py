@@ -190,16 +190,15 @@ def names(folder):
 def test_the_checkpoints_of_the_lowest_steps_are_removed_beyond_the_limit(tmp_path, limit, kept):
     for step in (10, 5, 200, 9):
         make_checkpoint(tmp_path, step)
-    checkpoints.prune_checkpoints(tmp_path, limit)
+    checkpoints.prune_checkpoints(tmp_path / "checkpoint-200", limit)
     assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in kept)
 
 
-def test_the_newest_whole_checkpoint_stays_whatever_the_limit(tmp_path):
-    newest = [make_checkpoint(tmp_path, step) for step in (1, 2)][-1]
-    (tmp_path / "checkpoint-3").mkdir()  # without a state
-    for limit in (0, -1):
-        checkpoints.prune_checkpoints(tmp_path, limit)
-        assert checkpoints.latest_checkpoint(tmp_path) == newest and not (tmp_path / "checkpoint-1").exists()
+def test_the_checkpoint_just_written_stays_when_a_run_went_back_to_an_earlier_one(tmp_path):
+    for step in (1, 2, 3, 4):
+        make_checkpoint(tmp_path, step)
+    checkpoints.prune_checkpoints(tmp_path / "checkpoint-2", 2)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_pruning_leaves_alone_what_is_no_whole_checkpoint_of_this_folder(tmp_path):
@@ -219,10 +218,9 @@ def test_pruning_leaves_alone_what_is_no_whole_checkpoint_of_this_folder(tmp_pat
     for step in (8, 9):
         make_checkpoint(tmp_path / "run", step)
     before = names(tmp_path / "run")
-    checkpoints.prune_checkpoints(tmp_path / "run", 1)
+    checkpoints.prune_checkpoints(tmp_path / "run" / "checkpoint-9", 1)
     assert set(before) - set(names(tmp_path / "run")) == {"checkpoint-8"}
     assert names(tmp_path / "moved-away-and-linked-to") == [checkpoints.STATE_FILE]
-    checkpoints.prune_checkpoints(tmp_path / "absent", 1)
 
 
 def test_a_process_killed_while_it_prunes_leaves_nothing_that_looks_whole_and_the_next_removes_it(tmp_path):
@@ -231,12 +229,12 @@ def test_a_process_killed_while_it_prunes_leaves_nothing_that_looks_whole_and_th
     code = "import os, pathlib, sys; from dnabert2 import checkpoints\n"
     code += "checkpoints.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), 9)\n"
     code += "checkpoints.prune_checkpoints(pathlib.Path(sys.argv[1]), 1)"
-    assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "checkpoint-3"], cwd=ROOT).returncode == -9
     assert "checkpoint-1" not in names(tmp_path) and len(names(tmp_path)) == 3
     assert checkpoints.whole_checkpoints(tmp_path) == [tmp_path / "checkpoint-3"]
     for step in (1, 4):  # 1: of the run begun again
         make_checkpoint(tmp_path, step)
-    checkpoints.prune_checkpoints(tmp_path, 2)
+    checkpoints.prune_checkpoints(tmp_path / "checkpoint-4", 2)
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
 
 
@@ -250,13 +248,13 @@ def test_a_folder_to_be_pruned_has_lost_its_name_before_anything_in_it_is_gone(t
 
     monkeypatch.setattr(checkpoints.shutil if moment == "rmtree" else Path, moment, die)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.prune_checkpoints(tmp_path, 1)
+        checkpoints.prune_checkpoints(tmp_path / "checkpoint-2", 1)
     for state_file in tmp_path.glob(f"*/{checkpoints.STATE_FILE}"):
         assert (state_file.parent / "model.safetensors").exists()
     whole = ["checkpoint-1", "checkpoint-2"] if moment == "rename" else ["checkpoint-2"]
     assert [path.name for path in checkpoints.whole_checkpoints(tmp_path)] == whole
     monkeypatch.undo()
-    checkpoints.prune_checkpoints(tmp_path, 1)
+    checkpoints.prune_checkpoints(tmp_path / "checkpoint-2", 1)
     assert names(tmp_path) == ["checkpoint-2"]
 
 

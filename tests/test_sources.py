@@ -197,6 +197,16 @@ def test_a_dataset_gives_its_records(folder, streaming):
     ]
 
 
+def test_a_large_dataset_is_in_parts_that_together_are_the_whole(folder, monkeypatch):
+    load = partial(dataset_sources, str(folder), sequence_column="dna", species_column="kind")
+    whole = load()
+    monkeypatch.setattr("dnabert2.sources.PART_BYTES", whole[0].num_bytes() // 3)
+    parts = load()
+    assert len(parts) > 2 and pairs(parts) == pairs(whole)
+    assert len({part.content_key() for part in parts} | {whole[0].content_key()}) == len(parts) + 1
+    assert {part.name for part in parts} == {whole[0].name}  # without a species column, one species
+
+
 def test_a_streamed_shard_has_the_size_of_its_file(folder):
     sizes = [source.num_bytes() for source in dataset_sources(str(folder), sequence_column="dna", streaming=True)]
     assert sizes == [path.stat().st_size for path in sorted(folder.glob("train*"))]
@@ -222,9 +232,9 @@ def test_another_process_names_a_datasets_content_alike(folder, streaming, tmp_p
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_dataset_of_csv_files_is_read(tmp_path, streaming):
-    (tmp_path / "train.csv").write_text("sequence,kind\nACGT,fungi\n")
+    (tmp_path / "train.csv").write_text("sequence,kind\nACGT,fungi\nNA,fungi\n")  # NA: two bases, no missing value
     load = partial(dataset_sources, str(tmp_path), streaming=streaming)
-    assert pairs(load(species_column="kind")) == [("ACGT", "fungi")]
+    assert pairs(load(species_column="kind")) == [("ACGT", "fungi"), ("NA", "fungi")]
     assert "no columns are named 'dna', of 2: 'sequence', 'kind'" in refusal(load, sequence_column="dna")
 
 
