@@ -229,19 +229,28 @@ def _rows(files: str, file_format: str) -> Iterator[Row]:
         yield number, next(filter(None, names), str(number)), text, None
 
 
+def checked_letters(where: Path | str, number: int, identity: str, text: str) -> tuple[str, int]:
+    """The sequence of a record as in `Record`, and how many of its letters are no A, C, G, T or N.
+
+    Raises SequenceFileError for a letter that is no nucleotide's; its position is 1-based and counts no white space.
+    """
+    sequence = text.translate(_FOLD)
+    not_acgtn = sequence.translate(_WITHOUT_ACGTN)
+    if not_acgtn and (wrong := _NOT_A_NUCLEOTIDE.search(sequence)):
+        raise SequenceFileError(
+            f"{where}: record {number} ({identity}), position {wrong.start() + 1}: {wrong.group()!r} is not a "
+            f"nucleotide letter (ACGTU, N, IUPAC {AMBIGUOUS}); mend it, or leave out proteins and alignments"
+        )
+    return sequence, len(not_acgtn)
+
+
 def checked_records(where: Path | str, rows: Iterable[Row]) -> Iterator[Record]:
     """Yields the records of rows, checked as `read_records` says; `where` names file or dataset in errors."""
     number = empty = ambiguous = 0
     for number, identity, text, species in rows:
-        sequence = text.translate(_FOLD)
-        not_acgtn = sequence.translate(_WITHOUT_ACGTN)
-        if not_acgtn and (wrong := _NOT_A_NUCLEOTIDE.search(sequence)):
-            raise SequenceFileError(
-                f"{where}: record {number} ({identity}), position {wrong.start() + 1}: {wrong.group()!r} is not a "
-                f"nucleotide letter (ACGTU, N, IUPAC {AMBIGUOUS}); mend it, or leave out proteins and alignments"
-            )
+        sequence, not_acgtn = checked_letters(where, number, identity, text)
         empty += not sequence
-        ambiguous += 2 * len(not_acgtn) > len(sequence)
+        ambiguous += 2 * not_acgtn > len(sequence)
         if sequence:
             yield Record(identity, sequence, species)
     if not number:

@@ -29,10 +29,14 @@ def stream(reader: str, files: str, **options) -> datasets.IterableDataset:
     return datasets.load_dataset(reader, data_files=files, split="train", streaming=True, **options)
 
 
-def rows_of(dataset: datasets.IterableDataset) -> Iterator[dict]:
-    """All rows, in a DataLoader's worker process too: iterated over as such, a dataset gives each worker its share."""
-    for batch in dataset.iter(batch_size=1):
-        yield {column: value for column, (value,) in batch.items()}
+def rows_of(dataset: datasets.IterableDataset, batch_size: int = 1) -> Iterator[dict]:
+    """All rows, in a DataLoader's worker process too: iterated over as such, a dataset gives each worker its share.
+
+    Short rows are read ten times as fast in batches of 1,000.
+    """
+    for batch in dataset.iter(batch_size=batch_size):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
 
 
 def wanted_columns(sequence_column: str, species_column: str | None) -> dict[str, str]:
@@ -70,18 +74,29 @@ def checked_rows(where: object, rows: Iterable[dict], wanted: dict[str, str]) ->
         yield number, str(number), sequence, species[0].strip() if species else None
 
 
-def read_table(where: object, files: str, file_format: str, wanted: dict[str, str]) -> Iterator[Row]:
-    """The rows of one table; `where` names it in errors, which are those of `check_columns` and `checked_rows`."""
+def table_columns(files: str, file_format: str) -> list[str]:
+    """The names in a table's header."""
+    if file_format == "parquet":
+        return stream("parquet", files).column_names
+    header = next(rows_of(stream("csv", files, nrows=1, **_CSV_OPTIONS | TABLES[file_format])))
+    return [str(name) for name in header.values()]
+
+
+def table_rows(
+    files: str, file_format: str, header: Sequence[str], columns: Sequence[str], batch_size: int = 1
+) -> Iterator[dict]:
+    """The rows of a table with these `columns` at least, each of which is in its header once; text in CSV and TSV."""
     options = TABLES[file_format]
     if file_format == "parquet":
-        check_columns(where, stream("parquet", files).column_names, wanted)
-        rows = rows_of(stream("parquet", files, columns=[*dict.fromkeys(wanted.values())], **options))
-    else:
-        options = _CSV_OPTIONS | options
-        columns = [str(name) for name in next(rows_of(stream("csv", files, nrows=1, **options))).values()]
-        check_columns(where, columns, wanted)
-        names = [str(index) for index in range(len(columns))]  # those of the file may come twice
-        features = datasets.Features({name: datasets.Value("string") for name in names})
-        rows = islice(rows_of(stream("csv", files, names=names, features=features, **options)), 1, None)
-        rows = (dict(zip(columns, row.values(), strict=True)) for row in rows)
-    return checked_rows(where, rows, wanted)
+        return rows_of(stream("parquet", files, columns=[*dict.fromkeys(columns)], **options), batch_size)
+    names = [str(index) for index in range(len(header))]  # those of the file may come twice
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    dataset = stream("csv", files, names=names, features=features, **_CSV_OPTIONS | options)
+    return (dict(zip(header, row.values(), strict=True)) for row in islice(rows_of(dataset, batch_size), 1, None))
+
+
+def read_table(where: object, files: str, file_format: str, wanted: dict[str, str]) -> Iterator[Row]:
+    """The rows of one table; `where` names it in errors, which are those of `check_columns` and `checked_rows`."""
+    header = table_columns(files, file_format)
+    check_columns(where, header, wanted)
+    return checked_rows(where, table_rows(files, file_format, header, [*wanted.values()]), wanted)

@@ -18,7 +18,7 @@ from dnabert2.sequences import Record, acgt_runs
 
 REGION_WINDOWS = 32
 BASES_A_TOKEN = 5  # about what the BPE vocabulary of 4,096 gives; decides the length of regions, nothing else
-_COMPLEMENT = str.maketrans("ACGT", "TGCA")
+_COMPLEMENT = str.maketrans("ACGTRYKMBVDH", "TGCAYRMKVBHD")  # N, S and W are their own
 
 
 @dataclass
@@ -63,7 +63,7 @@ def kingdom_of(species: str) -> str:
 
 
 def reverse_complement(sequence: str) -> str:
-    """The other strand of a sequence of A, C, G and T, in its own direction."""
+    """The other strand of an upper-case sequence, in its own direction; IUPAC letters are complemented too."""
     return sequence.translate(_COMPLEMENT)[::-1]
 
 
