@@ -18,7 +18,7 @@ from dnabert2.windows import Windows
 IGNORE_INDEX = -100
 UNMASKED = -1  # in place of a pass: nothing is to be predicted in this row
 # what a random stream is for: streams of different purposes never overlap
-ORDER, MASK, DROPOUT, SPECIES_ORDER, STREAM = range(5)
+ORDER, MASK, DROPOUT, SPECIES_ORDER, STREAM, STRAND = range(6)
 
 
 def random_stream(seed: int, purpose: int, *key: int) -> np.random.Generator:

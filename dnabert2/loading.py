@@ -22,7 +22,7 @@ def is_trusted(name_or_path: str | Path, trust_remote_code: bool) -> bool:
 
 
 @contextmanager
-def _errors_name(source: str | Path) -> Iterator[None]:
+def errors_name(source: str | Path) -> Iterator[None]:
     """Turns what transformers raises for a missing or broken file, or an impossible value, into a UsageError."""
     try:
         yield
@@ -32,7 +32,7 @@ def _errors_name(source: str | Path) -> Iterator[None]:
 
 def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     trust_remote_code = is_trusted(name_or_path, trust_remote_code)
-    with _errors_name(name_or_path):
+    with errors_name(name_or_path):
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 
@@ -41,20 +41,24 @@ def new_model(
     tokenizer: PreTrainedTokenizerBase,
     overrides: str | None = None,
     trust_remote_code: bool = False,
+    auto_class: type = AutoModelForMaskedLM,
+    **values,
 ) -> PreTrainedModel:
     """
-    A model for masked language modelling with fresh weights.
+    A model with fresh weights.
 
     Args:
         config_name: a model's folder or Hub name, or a JSON file of sizes as in `configs/`, laid over the root
             `config.json`. The root's code and full `auto_map` travel with what such a model saves.
         tokenizer: decides `vocab_size` and `pad_token_id`.
         overrides: single values on top, as "hidden_size=256,num_hidden_layers=4".
+        auto_class: what it is for.
+        values: of the configuration, as id2label: those of the task.
 
     Raises:
         UsageError: for a file that is missing or broken, and for names and values that a configuration has not.
     """
-    with _errors_name(config_name):
+    with errors_name(config_name):
         if str(config_name).endswith(".json"):
             config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
             sizes = json.loads(Path(config_name).read_text())
@@ -67,12 +71,12 @@ def new_model(
         else:
             trust_remote_code = is_trusted(config_name, trust_remote_code)
             config = AutoConfig.from_pretrained(config_name, trust_remote_code=trust_remote_code)
-    with _errors_name(f"--config_overrides {overrides}" if overrides else config_name):
+    with errors_name(f"--config_overrides {overrides}" if overrides else config_name):
         if overrides:
             config.update_from_string(overrides)
         config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
-        config = type(config)(**config.to_dict())  # checks the sizes that were laid over
-        return AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
+        config = type(config)(**config.to_dict() | values)  # checks the sizes that were laid over
+        return auto_class.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def load_model(
@@ -84,7 +88,7 @@ def load_model(
     Raises:
         UsageError: if there is none, weights are missing, or the tokenizer has more tokens than the model.
     """
-    with _errors_name(name_or_path):
+    with errors_name(name_or_path):
         model, loading = AutoModelForMaskedLM.from_pretrained(
             name_or_path,
             trust_remote_code=is_trusted(name_or_path, trust_remote_code),

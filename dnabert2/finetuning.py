@@ -1,0 +1,278 @@
+"""One fine-tuning: batches, steps, the best weights by dev, predictions of whole splits.
+
+Nothing has a state that a checkpoint would have to hold: order, strands and dropout are functions of (seed, step), the
+best weights are kept in memory. A run lasts minutes: one that was interrupted begins anew and ends the same.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from dnabert2 import metrics
+from dnabert2.batches import STRAND, Mixture, StepSampler, dropout_seed, random_stream
+from dnabert2.checkpoints import MetricsFile, unwrap
+from dnabert2.encoding import EncodedSplit, EncodedTask
+from dnabert2.errors import UsageError
+from dnabert2.gue import Recipe
+from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+
+MAX_GRAD_NORM = 1.0  # the released recipe's, by transformers' default
+
+
+@dataclass(frozen=True)
+class Collator:
+    """
+    Pads rows to batches.
+
+    Args:
+        pad_token_id: fills the rows up on their right.
+        has_token_types: whether the model takes them.
+        length: of all batches, for a compiler to make one program of all; or None, up to a batch's longest row: a CPU
+            computes padding for nothing, and compiles nothing.
+        device: where batches go.
+    """
+
+    pad_token_id: int
+    has_token_types: bool
+    length: int | None
+    device: torch.device
+
+    def __call__(self, rows: Sequence[tuple[EncodedSplit, int]]) -> dict[str, torch.Tensor]:
+        """The model's arguments, int64 [rows, length], for these rows of splits."""
+        length = self.length or max(len(split.input_ids[row]) for split, row in rows)
+        input_ids = np.full((len(rows), length), self.pad_token_id)
+        attention_mask, token_type_ids = np.zeros_like(input_ids), np.zeros_like(input_ids)
+        for i, (split, row) in enumerate(rows):
+            ids = split.input_ids[row]
+            input_ids[i, : len(ids)], attention_mask[i, : len(ids)] = ids, 1
+            if split.token_type_ids:
+                token_type_ids[i, : len(ids)] = split.token_type_ids[row]
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.has_token_types and rows[0][0].token_type_ids:
+            batch["token_type_ids"] = token_type_ids
+        return {name: self.tensor(array) for name, array in batch.items()}
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def row_losses(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
+    """The loss of each row, [rows], of logits [rows, outputs]; of several labels a row the mean over them."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if problem_type == SINGLE_LABEL:
+        return functional.cross_entropy(logits, labels, reduction="none")
+    if problem_type == MULTI_LABEL:
+        losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+        return losses.mean(dim=1)
+    return functional.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="none")
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """
+    What `metrics.score` takes, float64: the mean over strands of what logits [strands, rows, outputs] say: [rows,
+    outputs], of a regression [rows].
+    """
+    values = torch.from_numpy(logits).double()
+    if problem_type == SINGLE_LABEL:
+        values = values.softmax(dim=-1)
+    elif problem_type == MULTI_LABEL:
+        values = values.sigmoid()
+    values = values.mean(dim=0)
+    return (values[:, 0] if problem_type == REGRESSION else values).numpy()
+
+
+def predict(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    collator: Collator,
+    strands: Sequence[EncodedSplit],
+    batch_size: int,
+) -> np.ndarray:
+    """
+    Logits float32 [strands, rows, outputs], on every process the same. Each computes its share of the rows, and every
+    row is there once: rows that fill up a share or a batch are told by the number -1 and dropped.
+
+    Raises UsageError if one is not finite: the weights broke.
+    """
+    model.eval()
+    gathered = []
+    for split in strands:
+        order = sorted(range(len(split)), key=lambda row: -len(split.input_ids[row]))  # little padding in a batch
+        share = order[accelerator.process_index :: accelerator.num_processes]
+        size = math.ceil(len(split) / accelerator.num_processes)  # of the largest share
+        if collator.length:
+            size = math.ceil(size / batch_size) * batch_size
+        share += [-1] * (size - len(share))
+        logits = []
+        with torch.inference_mode():
+            for start in range(0, size, batch_size):
+                batch = collator([(split, max(row, 0)) for row in share[start : start + batch_size]])
+                logits.append(model(**batch).logits.float())
+        rows = torch.tensor(share, device=accelerator.device)
+        rows, values = accelerator.gather((rows, torch.cat(logits)))
+        ordered = values.new_empty(len(split), values.shape[1])
+        ordered[rows[rows >= 0]] = values[rows >= 0]
+        gathered.append(ordered.cpu().numpy())
+    if not np.isfinite(gathered).all():
+        raise UsageError("the model predicts what is no finite number: its weights broke; lower --learning_rate")
+    return np.stack(gathered)
+
+
+def strands_of(task: EncodedTask, split: str) -> list[EncodedSplit]:
+    return [strands[split] for strands in (task.splits, task.reverse_complements) if strands]
+
+
+def score(accelerator: Accelerator, logits: np.ndarray, labels: np.ndarray, problem_type: str) -> dict:
+    """The loss, the mean over rows and strands, and the scores of a split; on every process the same."""
+    target = torch.from_numpy(labels)
+    loss = np.mean([row_losses(torch.from_numpy(strand).double(), target, problem_type).mean() for strand in logits])
+    scores = [None]
+    if accelerator.is_main_process:  # for all: evaluate keeps files
+        scores = [metrics.score(problem_type, probabilities(logits, problem_type), labels)]
+    return {"loss": float(loss), **broadcast_object_list(scores)[0]}
+
+
+def build_optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]  # matrices; biases and LayerNorm are vectors
+    undecayed = [p for p in trained if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        fused=device.type == "cuda",
+    )
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter]):
+    """
+    Adds up the processes' gradients. DDP would want each parameter to have one, which not all models of transformers
+    give, and would wrap what is saved, compiled and copied.
+    """
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    summed = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="sum")
+    for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def is_better(scores: dict, best: dict | None, metric: str) -> bool:
+    """Whether dev's scores beat the best so far; of equals the first stays, and a score that is undefined loses."""
+    if best is None:
+        return True
+    if metric == "loss":
+        return scores["loss"] < best["loss"]
+    value, highest = (-math.inf if values[metric] is None else values[metric] for values in (scores, best))
+    return value > highest
+
+
+def finetune(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    task: EncodedTask,
+    collator: Collator,
+    recipe: Recipe,
+    *,
+    problem_type: str,
+    seed: int,
+    micro_batch_size: int,
+    eval_batch_size: int,
+    selection_metric: str,
+    metrics_file: MetricsFile,
+    logging_steps: int,
+    name: str,
+) -> dict:
+    """
+    Trains the model, on the accelerator's device, and leaves it with its best weights.
+
+    Args:
+        recipe: with `max_train_steps` set.
+        metrics_file: gets a line every `logging_steps` and evaluation: loss, learning_rate, dev_loss, dev_mcc, ...
+        name: of the run, for its progress bar.
+
+    Returns:
+        dev's scores at the best step, and "step", that one.
+
+    Raises:
+        UsageError: if a loss is not finite.
+    """
+    processes, device = accelerator.num_processes, accelerator.device
+    trained = {key: p for key, p in unwrap(accelerator, model).named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(model, recipe, device)
+    scheduler = get_scheduler("linear", optimizer, recipe.num_warmup_steps, recipe.max_train_steps)
+    optimizer = accelerator.prepare(optimizer)
+    train, other_strand = task.splits["train"], task.reverse_complements.get("train")
+    sampler = StepSampler(
+        Mixture([np.arange(len(train))], temperature=1.0, seed=seed),
+        total_batch_size=recipe.total_train_batch_size,
+        micro_batch_size=micro_batch_size,
+        first_step=0,
+        last_step=recipe.max_train_steps,
+        process_index=accelerator.process_index,
+        num_processes=processes,
+    )
+    micro_batches = iter(sampler)
+    accumulated = recipe.total_train_batch_size // (micro_batch_size * processes)
+
+    def strand(epoch: int, row: int) -> EncodedSplit:
+        is_other = other_strand and random_stream(seed, STRAND, epoch, row).random() < 0.5
+        return other_strand if is_other else train
+
+    def training_step() -> torch.Tensor:
+        """This process's share of the loss, the mean over the rows of a step."""
+        total = torch.zeros((), device=device)
+        for _ in range(accumulated):
+            keys = next(micro_batches)
+            batch = collator([(strand(epoch, row), row) for epoch, row in keys])
+            labels = collator.tensor(train.labels[[row for _, row in keys]])
+            loss = row_losses(model(**batch).logits, labels, problem_type).sum() / recipe.total_train_batch_size
+            accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    best, best_weights = None, {}
+    progress = tqdm(total=recipe.max_train_steps, desc=name, disable=not accelerator.is_local_main_process)
+    for step in range(recipe.max_train_steps):
+        model.train()
+        torch.manual_seed(dropout_seed(seed, step, accelerator.process_index))
+        loss = training_step()
+        sum_gradients(accelerator, [*trained.values()])
+        accelerator.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        learning_rate = scheduler.get_last_lr()[0]
+        scheduler.step()
+        progress.update()
+
+        done = step + 1
+        is_last = done == recipe.max_train_steps
+        values = {}
+        if is_last or done % logging_steps == 0:
+            values = {"loss": accelerator.reduce(loss, reduction="sum").item(), "learning_rate": learning_rate}
+            if not math.isfinite(values["loss"]):
+                raise UsageError(f"{name}: the loss is {values['loss']} at step {done}: lower --learning_rate")
+            progress.set_postfix(loss=f"{values['loss']:.3f}")
+        if is_last or done % recipe.eval_steps == 0:
+            logits = predict(accelerator, model, collator, strands_of(task, "dev"), eval_batch_size)
+            scores = score(accelerator, logits, task.splits["dev"].labels, problem_type)
+            values |= {f"dev_{key}": value for key, value in scores.items()}
+            if is_better(scores, best, selection_metric):
+                best = {"step": done, **scores}
+                best_weights = {key: p.detach().clone() for key, p in trained.items()}
+        if values:
+            metrics_file.write(step=done, **values)
+    progress.close()
+    with torch.no_grad():
+        for key, parameter in trained.items():
+            parameter.copy_(best_weights[key])
+    return best

@@ -1,0 +1,223 @@
+"""Fine-tunes a model on the datasets of GUE, or on labelled sequences of your own, and puts the scores in a table.
+
+    accelerate launch run_gue.py --model_name_or_path . --data_dir GUE --tasks all --seeds 42 43 44 --output_dir out
+    accelerate launch run_gue.py --model_name_or_path out/tf/0/seed-42 --predict_file new.fa --output_dir predicted
+
+The recipe of each dataset is the published one (dnabert2/gue.py), unless flags say otherwise. Left in --output_dir:
+TASK/seed-SEED/ with all_results.json, predictions.csv, metrics.jsonl and the model (--save_model); gue_results.md,
+.json and .png. Given again, the command keeps the runs that are finished.
+"""
+
+import json
+import time
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
+from transformers import PreTrainedTokenizerBase
+
+from dnabert2 import classifiers, gue_report
+from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, MetricsFile
+from dnabert2.data_checks import check_data
+from dnabert2.encoding import EncodedTask, encode
+from dnabert2.errors import UsageError, run_script
+from dnabert2.files import write_whole
+from dnabert2.finetuning import Collator, finetune, predict, probabilities, score, strands_of
+from dnabert2.gue_arguments import check_args, micro_batch_size, parse_args, recipe_of
+from dnabert2.gue_sources import Source, find_sources, model_fingerprint
+from dnabert2.labelled import TaskData
+from dnabert2.loading import ROOT, load_tokenizer
+from dnabert2.predictions import PREDICTIONS_FILE, make_folder, predict_file, write_predictions
+
+
+# What decides the scores of a run, with its recipe, data and seed.
+DECIDING = """model_name_or_path config_name config_overrides tokenizer_name problem_type max_seq_length kmer
+reverse_complement selection_metric use_lora num_train_epochs max_train_steps learning_rate num_warmup_steps
+weight_decay total_train_batch_size eval_steps""".split()
+DECIDING_LORA = "lora_r lora_alpha lora_dropout lora_target_modules".split()
+
+
+def arguments_of_run(args: Namespace, source: Source, seed: int, mixed_precision: str, model: str | None) -> dict:
+    """What two runs must have in common to be the same run, as JSON holds it."""
+    names = DECIDING + (DECIDING_LORA if args.use_lora else [])
+    values = {name: getattr(args, name) for name in names} | {"seed": seed, "mixed_precision": mixed_precision}
+    return values | {"data_files": source.fingerprint(), "model_files": model}
+
+
+def run_folder(args: Namespace, source: Source, seed: int) -> Path:
+    return args.output_dir / source.name / f"seed-{seed}"
+
+
+def is_finished(args: Namespace, folder: Path, arguments: dict) -> bool:
+    """Whether a run is done. Raises UsageError if it is, with other arguments or without what is to be kept of it."""
+    if not (folder / RESULTS_FILE).is_file():
+        return False
+    results = gue_report.read_json(folder / RESULTS_FILE)
+    saved = results.get("arguments", {})
+    changed = sorted(key for key in saved.keys() | arguments.keys() if saved.get(key) != arguments.get(key))
+    if changed:
+        differences = "; ".join(f"{key} was {saved.get(key)}, is {arguments.get(key)}" for key in changed)
+        raise UsageError(f"{folder} is of another run ({differences}): name another --output_dir, or remove it")
+    for name in ("save_model", "merge_adapter"):
+        if getattr(args, name) and not results[name]:
+            raise UsageError(f"{folder} is finished, but was run without --{name}: remove it to run it again")
+    return True
+
+
+def runs_to_do(args: Namespace, accelerator: Accelerator, sources: list[Source]) -> dict[str, dict[int, dict]]:
+    """The arguments of the runs that are not finished, by task and seed."""
+    precision = accelerator.mixed_precision
+    model = model_fingerprint(args.model_name_or_path) if args.model_name_or_path else None
+    runs = {}
+    for source in sources:
+        of_seed = {seed: arguments_of_run(args, source, seed, precision, model) for seed in args.seeds}
+        runs[source.name] = {
+            seed: arguments
+            for seed, arguments in of_seed.items()
+            if not is_finished(args, run_folder(args, source, seed), arguments)
+        }
+    accelerator.wait_for_everyone()  # all have looked before anything is written
+    return runs
+
+
+def run(
+    args: Namespace,
+    accelerator: Accelerator,
+    source: Source,
+    data: TaskData,
+    task: EncodedTask,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    arguments: dict,
+    is_quiet: bool,
+):
+    """One dataset, one seed: fine-tunes, predicts test once, and writes the run's folder, its results last."""
+    folder = run_folder(args, source, seed)
+    recipe = recipe_of(args, source.recipe, len(data.splits["train"]))
+    if accelerator.is_main_process:
+        make_folder(folder)
+    accelerator.wait_for_everyone()
+    set_seed(seed)
+    labels = classifiers.label_config(data)
+    model = classifiers.new_classifier(args, tokenizer, labels, is_quiet or not accelerator.is_main_process)
+    if args.use_lora:
+        model = classifiers.add_adapter(model, args)
+    attention = classifiers.use_attention(args, model, accelerator)
+    counts = classifiers.count_parameters(model)
+    is_cpu = accelerator.device.type == "cpu"
+    collator = Collator(
+        pad_token_id=tokenizer.pad_token_id,
+        has_token_types=classifiers.takes_token_types(model),
+        length=None if is_cpu else task.max_seq_length,
+        device=accelerator.device,
+    )
+    # precision, device and compiler are Accelerate's; DDP is not used, see `finetuning.sum_gradients`
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    if not is_cpu:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    best = finetune(
+        accelerator,
+        model,
+        task,
+        collator,
+        recipe,
+        problem_type=data.problem_type,
+        seed=seed,
+        micro_batch_size=micro_batch_size(args, recipe, accelerator.num_processes),
+        eval_batch_size=args.per_device_eval_batch_size,
+        selection_metric=args.selection_metric,
+        metrics_file=MetricsFile(folder / METRICS_FILE, 0, accelerator),
+        logging_steps=args.logging_steps,
+        name=f"{source.name} seed {seed}",
+    )
+    seconds = time.perf_counter() - start
+    logits = predict(accelerator, model, collator, strands_of(task, "test"), args.per_device_eval_batch_size)
+    test = score(accelerator, logits, data.splits["test"].labels, data.problem_type)
+    if accelerator.is_main_process:
+        values = probabilities(logits, data.problem_type)
+        write_predictions(folder / PREDICTIONS_FILE, data.splits["test"], values, data.problem_type, data.label_names)
+        if args.save_model:
+            classifiers.save_classifier(accelerator, model, tokenizer, folder)
+        if args.merge_adapter:
+            classifiers.save_merged(accelerator, model, tokenizer, folder / "merged")
+        results = {
+            "task": source.name,
+            "seed": seed,
+            "problem_type": data.problem_type,
+            "test": test,
+            "dev": best,
+            "rows": {name: len(split) for name, split in data.splits.items()},
+            "train_is_from_dev": data.train_is_from_dev,
+            "truncated_rows": {name: split.truncated for name, split in task.splits.items()},
+            "max_seq_length": task.max_seq_length,
+            "arguments": arguments,
+            "recipe": asdict(recipe),
+            **counts,
+            "save_model": args.save_model,
+            "merge_adapter": args.merge_adapter,
+            "attn_implementation": attention,
+            "num_processes": accelerator.num_processes,
+            "device": "cpu" if is_cpu else torch.cuda.get_device_name(),
+            "train_seconds": round(seconds, 2),  # with the evaluations on dev
+            "memory_gib": None if is_cpu else round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        }
+        write_whole(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+    accelerator.print(f"{source.name} seed {seed}: test " + gue_report.scores_line(test))
+    accelerator.free_memory()
+
+
+def main():
+    args = parse_args(__doc__)
+    check_args(args)
+    accelerator = Accelerator(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    if accelerator.distributed_type not in (
+        DistributedType.NO,
+        DistributedType.MULTI_GPU,
+        DistributedType.MULTI_CPU,
+    ):
+        raise UsageError(f"{accelerator.distributed_type.value} is not for fine-tuning: launch with --num_processes")
+    make_folder(args.output_dir)
+    if args.predict_file:
+        accelerator.print(f"Predicted to {predict_file(args, accelerator)}")
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return
+    sources, missing = find_sources(args)
+    if missing:
+        accelerator.print(f"Not in {args.data_dir}, left out: {', '.join(missing)}")
+    runs = runs_to_do(args, accelerator, sources)
+    to_do = sum(map(len, runs.values()))
+    finished = len(sources) * len(args.seeds) - to_do
+    accelerator.print(f"{len(sources)} task(s), {len(args.seeds)} seed(s): {finished} finished, {to_do} to do")
+    is_first = True
+    tokenizer, positions = None, None
+    for source in sources:
+        if not runs[source.name]:
+            continue
+        if tokenizer is None:
+            name = args.tokenizer_name or args.model_name_or_path or ROOT / "bpe_tokenizer"
+            tokenizer = load_tokenizer(name, args.trust_remote_code)
+            positions = classifiers.max_positions(args, tokenizer)
+        data = source.load()
+        if accelerator.is_main_process:
+            make_folder(args.output_dir / source.name)
+            checks = json.dumps(check_data(data, source.task), indent=2)
+            write_whole(args.output_dir / source.name / gue_report.CHECKS_FILE, checks + "\n")
+        task = encode(data, tokenizer, args.max_seq_length, positions, args.kmer, args.reverse_complement)
+        for seed, arguments in runs[source.name].items():
+            run(args, accelerator, source, data, task, tokenizer, seed, arguments, is_quiet=not is_first)
+            is_first = False
+    if accelerator.is_main_process:
+        gue_report.write_report(args.output_dir)
+    # Nobody leaves before all is saved, and no process frees what another still reduces: see run_mlm.py.
+    accelerator.wait_for_everyone()
+    accelerator.print(f"The table is {args.output_dir / gue_report.MARKDOWN_FILE}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(main)
