@@ -180,7 +180,8 @@ def main():
         accelerator.log(scores, step=0)
     table = {}
     meter.start()
-    for step in range(state["step"], args.max_train_steps):
+    first_step = state["step"]
+    for step in range(first_step, args.max_train_steps):
         torch.manual_seed(batches.dropout_seed(args.seed, step, accelerator.process_index))
         loss = training_step(
             accelerator, model, [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
@@ -200,7 +201,7 @@ def main():
         is_logged = is_last or done % args.logging_steps == 0
         if is_logged or is_saved:
             refuse_broken_weights(done, loss, grad_norm, accelerator.mixed_precision)
-        outlook = meter.outlook(done - state["step"], args.max_train_steps - done, loss)
+        outlook = meter.outlook(done - first_step, args.max_train_steps - done, loss)
         if outlook and accelerator.is_main_process:
             progress.write(outlook)
         values = {}

@@ -50,16 +50,20 @@ def parse_args(description: str) -> argparse.Namespace:
     data.add_argument(
         "--species_column",
         help='of tables and datasets; "KINGDOM/SPECIES" is validated by kingdom too (default: a file is a species, '
-        "its folder the kingdom)",
+        "its folder the kingdom); with --streaming of the --validation_file only",
     )
     data.add_argument(
         "--sampling_temperature",
         type=float,
         default=1.0,
-        help="species are sampled by their size to the power of 1/T: 1 as they are, higher more evenly (default: 1)",
+        help="species (with --streaming: files or shards) are sampled by their size to the power of 1/T: 1 as they "
+        "are, higher more evenly (default: 1)",
     )
     data.add_argument(
-        "--reverse_complement", action="store_true", help="train on both strands: on every sequence's other one too"
+        "--reverse_complement",
+        action="store_true",
+        help="train on both strands: on every sequence's other one too; with --streaming half of the regions, by "
+        "chance, on the other one",
     )
     data.add_argument(
         "--streaming",
