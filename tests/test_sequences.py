@@ -210,5 +210,5 @@ def test_too_many_open_files_are_not_taken_for_a_damaged_one(tmp_path, monkeypat
     path = tmp_path / "a.fa"
     path.write_text(">a\nACGT\n")
     monkeypatch.setattr("dnabert2.sequences.BufferedReader", lambda archive: (_ for _ in ()).throw(OSError(24, "x")))
-    with pytest.raises(SequenceFileError, match="a.fa: too many open files; raise the limit with `ulimit -n`"):
+    with pytest.raises(SequenceFileError, match=r"a\.fa: too many open files; raise the limit with `ulimit -n`"):
         list(read_records(path))
