@@ -34,7 +34,7 @@ from dnabert2.windows import BASES_A_TOKEN, WindowCutter, check_tokenizer, rever
 
 logger = logging.getLogger(__name__)
 
-BLOCK_WINDOWS = 16_384  # about 500 regions, 10 million bases; 4 MB, and as much for the next block
+BLOCK_TOKENS = 2**21  # about 10 million bases; 4 MB, and as much for the next block
 _unfinished = weakref.WeakSet()
 
 
@@ -58,7 +58,7 @@ class StreamingLoader:
         both_strands: whether half of the regions, by chance, are read as their reverse complements.
         num_workers: loader workers of each process; 0 reads and tokenises in the process itself, between steps.
         state: what `state()` of a former loader gave: this one goes on with the next batch, exactly.
-        block_windows: about so many are shuffled at a time in each stream.
+        block_tokens: about so many are shuffled at a time in each stream.
 
     Raises:
         UsageError: if sizes are needed and unknown, the state is of another number of processes or workers, or the
@@ -81,7 +81,7 @@ class StreamingLoader:
         num_processes: int = 1,
         num_workers: int = 0,
         state: dict | None = None,
-        block_windows: int = BLOCK_WINDOWS,
+        block_tokens: int = BLOCK_TOKENS,
     ):
         check_tokenizer(tokenizer, max_seq_length)
         # Neighbours on the line share a stream, and in a list of files they are akin: in a random order all streams,
@@ -92,7 +92,7 @@ class StreamingLoader:
         self.tokenizer, self.masking = tokenizer, Masking(tokenizer, mlm_probability)
         self.max_seq_length, self.micro_batch_size = max_seq_length, micro_batch_size
         self.both_strands, self.seed, self.num_workers = both_strands, seed, num_workers
-        self.block_batches = math.ceil(block_windows / micro_batch_size)
+        self.block_batches = math.ceil(block_tokens / (micro_batch_size * max_seq_length))
         share = max(1, num_workers)
         self.counts = {"num_processes": num_processes, "num_workers": share}
         self.num_streams, self.first_stream = num_processes * share, process_index * share

@@ -72,7 +72,7 @@ def loader(tokenizer):
 
     def made(sources, **options):
         defaults = {"max_seq_length": LENGTH, "mlm_probability": 0.15, "micro_batch_size": SIZE, "seed": 3}
-        return streaming.StreamingLoader(sources, tokenizer, **defaults | {"block_windows": 40} | options)
+        return streaming.StreamingLoader(sources, tokenizer, **defaults | {"block_tokens": 40 * LENGTH} | options)
 
     return made
 
@@ -238,10 +238,10 @@ def test_half_of_the_regions_are_read_on_the_other_strand(loader, tokenizer):
 
 def test_blocks_are_shuffled_over_all_sources_and_nothing_comes_twice_in_a_pass(loader):
     sources = genomes(60 * REGION, 60 * REGION)
-    batches = [tokens([batch]) for batch in islice(loader(sources, block_windows=800), 100)]
+    batches = [tokens([batch]) for batch in islice(loader(sources, block_tokens=800 * LENGTH), 100)]
     rows = [row.tobytes() for batch in batches for row in batch]
     assert len(set(rows)) == len(rows)
-    plain = [row.tobytes() for row in tokens(islice(loader(sources, block_windows=800, seed=4), 100))]
+    plain = [row.tobytes() for row in tokens(islice(loader(sources, block_tokens=800 * LENGTH, seed=4), 100))]
     assert rows != plain and len(set(rows) & set(plain)) > 0.9 * len(rows)
 
 
@@ -341,7 +341,7 @@ def test_a_process_that_ends_while_a_stream_is_open_says_nothing_of_it(tmp_path)
 import sys
 from dnabert2 import loading, sources, streaming
 tokenizer = loading.load_tokenizer(loading.ROOT / "bpe_tokenizer")
-options = dict(max_seq_length={LENGTH}, mlm_probability=0.15, micro_batch_size={SIZE}, block_windows=40, seed=1)
+options = dict(max_seq_length={LENGTH}, mlm_probability=0.15, micro_batch_size={SIZE}, block_tokens={40 * LENGTH}, seed=1)
 batches = iter(streaming.StreamingLoader(sources.file_sources(sys.argv[1:]), tokenizer, **options))
 next(batches)
 sys.exit("error: the loss is nan")
