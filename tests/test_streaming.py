@@ -341,7 +341,8 @@ def test_a_process_that_ends_while_a_stream_is_open_says_nothing_of_it(tmp_path)
 import sys
 from dnabert2 import loading, sources, streaming
 tokenizer = loading.load_tokenizer(loading.ROOT / "bpe_tokenizer")
-options = dict(max_seq_length={LENGTH}, mlm_probability=0.15, micro_batch_size={SIZE}, block_tokens={40 * LENGTH}, seed=1)
+options = dict(max_seq_length={LENGTH}, mlm_probability=0.15, micro_batch_size={SIZE}, seed=1)
+options["block_tokens"] = {40 * LENGTH}
 batches = iter(streaming.StreamingLoader(sources.file_sources(sys.argv[1:]), tokenizer, **options))
 next(batches)
 sys.exit("error: the loss is nan")
