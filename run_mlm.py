@@ -160,7 +160,12 @@ def main():
         f"{args.max_train_steps * meter.tokens_a_step:,} tokens in all"
     )
     if args.with_tracking:
-        accelerator.init_trackers("pretraining", config={k: str(v) for k, v in arguments.items()})
+        accelerator.init_trackers(
+            "pretraining",
+            config={name: str(value) for name, value in arguments.items()},
+            # what was logged after the checkpoint comes again
+            init_kwargs={"tensorboard": {"purge_step": state["step"] + 1}} if checkpoint else {},
+        )
     metrics = checkpoints.MetricsFile(args.output_dir / checkpoints.METRICS_FILE, state["step"], accelerator)
     progress = tqdm(
         total=args.max_train_steps,
@@ -175,7 +180,8 @@ def main():
         accelerator.log(scores, step=0)
     table = {}
     meter.start()
-    for step in range(state["step"], args.max_train_steps):
+    first_step = state["step"]
+    for step in range(first_step, args.max_train_steps):
         torch.manual_seed(batches.dropout_seed(args.seed, step, accelerator.process_index))
         loss = training_step(
             accelerator, model, [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
@@ -195,13 +201,14 @@ def main():
         is_logged = is_last or done % args.logging_steps == 0
         if is_logged or is_saved:
             refuse_broken_weights(done, loss, grad_norm, accelerator.mixed_precision)
+        outlook = meter.outlook(done - first_step, args.max_train_steps - done, loss)
+        if outlook and accelerator.is_main_process:
+            progress.write(outlook)
         values = {}
         if is_logged:
             values = {"loss": loss.item(), "learning_rate": learning_rate, "grad_norm": grad_norm.item()}
             values |= meter.read()
             progress.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_second']:,.0f}")
-            if meter.readings == 2 and accelerator.is_main_process:  # the first one compiled
-                progress.write(meter.outlook(values, args.max_train_steps - done))
         with meter.paused():
             if len(validation_set) and (is_last or (args.eval_steps and done % args.eval_steps == 0)):
                 table = validation.validate(accelerator, model, validation_loader, data.validation)

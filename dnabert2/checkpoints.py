@@ -23,7 +23,7 @@ from dnabert2.files import publish
 STATE_FILE = "run_state.json"  # not the name that transformers' Trainer gives its own
 OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.jsonl"
-RESULTS_FILE = "all_results.json"  # written last: a run that has it is finished
+RESULTS_FILE = "all_results.json"  # a run that has it is finished
 PRUNED = ".pruned.tmp-"  # in the name of a folder that is being removed; one being written has another: .tmp
 
 
@@ -242,7 +242,10 @@ def refuse_other_arguments(checkpoint: Path, saved: dict, given: dict):
 
 
 def read_state(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / STATE_FILE).read_text())
+    try:
+        return json.loads((checkpoint / STATE_FILE).read_text())
+    except ValueError as error:  # JSON's or Unicode's
+        raise UsageError(f"{checkpoint / STATE_FILE} is damaged ({error}): resume from another checkpoint") from error
 
 
 class MetricsFile:

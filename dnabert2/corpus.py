@@ -2,9 +2,13 @@
 
     corpus = prepare_corpus(file_sources(["genomes/"]), tokenizer, max_seq_length=128, cache_dir="~/.cache/dnabert2")
 
-A region (dnabert2/windows.py) goes as a whole to training or to validation: no validation window shares a base with a
-training one of its file. Copies of a file are split alike; what different files share, as two strains of a species do,
-is not looked for.
+A region (dnabert2/windows.py) goes as a whole to training or to validation, and with it all its copies in its file, on
+whatever strand: no validation window shares a base with a training one of its file. Copies of a file are split alike;
+what regions that are not equal share, as two strains of a species do, is not looked for.
+
+What the species of a file have left over is joined to windows too, each of the species that its first token is of:
+where many are shorter than a window, fewer have windows of their name, but of each file, split and strand less than a
+window is lost.
 
 Every file has a cache entry of its own, named by the content of file and tokenizer and by the options: adding a file
 tokenises that file alone, an interrupted preparation goes on where it was, and several machines can share the files
@@ -16,10 +20,10 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +36,8 @@ from dnabert2.sources import Source
 from dnabert2.windows import (
     BASES_A_TOKEN,
     REGION_WINDOWS,
+    SPLITS,
+    Splitter,
     WindowCutter,
     Windows,
     check_tokenizer,
@@ -43,9 +49,8 @@ from dnabert2.windows import (
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 3  # part of every cache key: a change of what is stored must change it
+CACHE_VERSION = 4  # part of every cache key: a change of what is stored must change it
 BATCH_BASES = 20_000_000  # given to the tokenizer at a time, which shares them out over the cores
-SPLITS = ("train", "validation")
 
 
 @dataclass
@@ -74,46 +79,37 @@ def prepare_source(
     entry: Path,
     progress: tqdm,
 ):
-    """Tokenises one source into its cache entry: `train.npy`, `validation.npy` and `summary.json`, all or nothing."""
+    """
+    Tokenises one source into its cache entry: `train.npy`, `validation.npy` and `summary.json`, all or nothing.
+
+    Until then its windows are in memory, 2 bytes a token: 0.4 a base, 0.8 with both strands.
+    """
     encode = partial(tokenizer.backend_tokenizer.encode_batch_fast, add_special_tokens=False)
-    windows = defaultdict(lambda: {split: [] for split in SPLITS})  # of each species
-    cutters = defaultdict(lambda: WindowCutter(max_seq_length, tokenizer))  # of each species, split and strand
-    phases, seen = {}, defaultdict(int)  # of each species: where its split starts, and its regions so far
-    bases, tokens, sequence = 0, 0, hashlib.sha256()
+    new_cutter = partial(WindowCutter, max_seq_length, tokenizer)
+    windows = {split: defaultdict(list) for split in SPLITS}  # of each species
+    cutters = defaultdict(new_cutter)  # of each species, split and strand
+    split_of, bases, tokens, sequence = Splitter(validation_percentage), 0, 0, hashlib.sha256()
     remaining = regions(source.records(), max_seq_length)
     regions_at_once = max(1, BATCH_BASES // region_bases(max_seq_length))
     while batch := list(islice(remaining, regions_at_once)):
-        splits = []
-        for species, region in batch:
-            # Every (100 / percentage)-th region of a species is for validation: spread over the genome, and starting
-            # at a place that the sequence itself decides, so that small files have their turn and copies are split
-            # alike. Counted for each species: those that come in turns would else give all or nothing.
-            if species not in phases:
-                phases[species] = int(hashlib.sha256(region.encode()).hexdigest()[:8], 16) / 2**32
-            held_out = int(seen[species] * validation_percentage / 100 + phases[species])
-            seen[species] += 1
-            is_next = int(seen[species] * validation_percentage / 100 + phases[species]) > held_out
-            splits.append("validation" if is_next else "train")
+        splits = [split_of(species, region) for species, region in batch]
         for strand in range(1 + both_strands):
             strands = [reverse_complement(region) if strand else region for _, region in batch]
             for (species, _), split, encoding in zip(batch, splits, encode(strands), strict=True):
                 if split == "train" or not strand:  # the other strand is more to learn from, not more to judge by
                     ids = np.array(encoding.ids, dtype=np.uint16)
                     if len(rows := cutters[species, split, strand](ids)):  # of short sequences few fill one
-                        windows[species][split].append(rows)
+                        windows[split][species].append(rows)
                     tokens += len(ids)
         sequence.update("".join(region for _, region in batch).encode())
         bases += sum(len(region) for _, region in batch)
         progress.update(sum(len(region) for _, region in batch))
 
-    empty = [np.empty((0, max_seq_length), dtype=np.uint16)]
-    arrays = {
-        split: np.concatenate(empty + [rows for of_species in windows.values() for rows in of_species[split]])
-        for split in SPLITS
-    }
+    for species, split, rows in _of_left_overs(cutters, new_cutter):
+        windows[split][species].append(rows)
     counts = {split: np.zeros(len(tokenizer), dtype=np.int64) for split in SPLITS}
     for split in SPLITS:
-        for rows in (rows for of_species in windows.values() for rows in of_species[split]):
+        for rows in chain(*windows[split].values()):
             counts[split] += np.bincount(rows.ravel(), minlength=len(tokenizer))  # of all at once, 8 bytes a token
         counts[split][tokenizer.all_special_ids] = 0  # they are never predicted
     summary = {
@@ -121,26 +117,47 @@ def prepare_source(
         "sequence_sha256": sequence.hexdigest(),  # of the bases: the same for .fa and .fa.gz
         "bases": bases,
         "tokens": tokens,
-        "species": {split: [[name, sum(map(len, windows[name][split]))] for name in windows] for split in SPLITS},
+        "species": {split: [[name, sum(map(len, rows))] for name, rows in windows[split].items()] for split in SPLITS},
         "token_counts": {split: counts[split].tolist() for split in SPLITS},
     }
     with whole_folder(entry) as folder:
         for split in SPLITS:
-            np.save(folder / f"{split}.npy", arrays[split])
+            _save_rows(folder / f"{split}.npy", list(chain(*windows[split].values())), max_seq_length)
         (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def _of_left_overs(cutters: dict, new_cutter: Callable[[], WindowCutter]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Windows of what the cutters of each species, split and strand have left over: species, split and rows."""
+    joined, begun_by = defaultdict(new_cutter), {}  # of each split and strand
+    for (species, *key), cutter in cutters.items():
+        shared = joined[tuple(key)]
+        if not len(shared.rest):
+            begun_by[tuple(key)] = species
+        if len(rows := shared(cutter.rest)):
+            yield begun_by[tuple(key)], key[0], rows
+            begun_by[tuple(key)] = species
+
+
+def _save_rows(path: Path, pieces: Sequence[np.ndarray], max_seq_length: int):
+    """What np.save would write of all pieces in one array, without a second copy of them."""
+    shape = (sum(map(len, pieces)), max_seq_length)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint16)), "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(piece)
 
 
 def open_windows(entries: Sequence[Path], sources: Sequence[Source], summaries: Sequence[dict], split: str) -> Windows:
     """The windows of one split of several cache entries, memory-mapped."""
-    parts, species = [], []
+    places, species = [], []
     for entry, source, summary in zip(entries, sources, summaries, strict=True):
-        array = np.load(entry / f"{split}.npy", mmap_mode="r")
-        start = 0
+        file, start = entry / f"{split}.npy", 0
         for name, count in summary["species"][split]:
-            parts.append(array[start : start + count])
+            places.append((file, start, start + count))
             species.append(source.name if name is None else name)
             start += count
-    return Windows(parts, species)
+    return Windows.of_files(places, species)
 
 
 def cache_entry(content_key: str, tokenizer_json: str, options: Sequence, cache_dir: Path) -> Path:
@@ -171,8 +188,8 @@ def prepare_corpus(
         max_seq_length: tokens a window, with [CLS] and [SEP].
         cache_dir: where token ids are kept, 2 bytes a token.
         both_strands: whether training has windows of the reverse complement too.
-        shard_index, num_shards: of several shards make the entries of one only, and return None: every machine makes
-            its own, and a call without shards finds them in the folder.
+        shard_index, num_shards: of several shards, about equal in bytes, make the entries of one only, and return
+            None: every machine makes its own, and a call without shards finds them in the folder.
 
     Raises:
         SequenceFileError: for a file that cannot be read.
@@ -188,12 +205,18 @@ def prepare_corpus(
     tokenizer_json = tokenizer.backend_tokenizer.to_str()
     percentages = [(source, 0.0 if validation_sources else validation_percentage) for source in sources]
     percentages += [(source, 100.0) for source in validation_sources]
+    keys = [source.content_key() for source, _ in percentages]
+    _refuse_leaks(percentages, keys)  # before hours of work
     jobs = {}
-    for source, percentage in percentages:
+    for (source, percentage), key in zip(percentages, keys, strict=True):
         options = [max_seq_length, percentage, both_strands and percentage < 100]
-        entry = cache_entry(source.content_key(), tokenizer_json, options, cache_dir)
+        entry = cache_entry(key, tokenizer_json, options, cache_dir)
         jobs.setdefault(entry, (source, tokenizer, *options, entry))  # of copies the first gives the name
-    mine = list(jobs.values())[shard_index::num_shards]
+    mine = list(jobs.values())
+    if num_shards > 1:
+        mine = sorted(mine, key=lambda job: -(job[0].num_bytes() or 0))[shard_index::num_shards]
+        level = logging.INFO if mine else logging.WARNING
+        logger.log(level, "shard %d of %d has %d of %d files", shard_index, num_shards, len(mine), len(jobs))
     missing = [job for job in mine if not job[-1].exists()]
     # Said outright, it keeps tokenizers from warning when the data loader forks its workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -206,14 +229,15 @@ def prepare_corpus(
 
     sources_of_jobs = [source for source, *_ in jobs.values()]
     summaries = [json.loads((entry / "summary.json").read_text()) for entry in jobs]
-    _refuse_leaks([(str(source), percentage) for source, _, _, percentage, _, _ in jobs.values()], summaries)
+    contents = [summary["sequence_sha256"] for summary in summaries]
+    _refuse_leaks([(source, percentage) for source, _, _, percentage, _, _ in jobs.values()], contents)
     train, validation = (open_windows(list(jobs), sources_of_jobs, summaries, split) for split in SPLITS)
     # Which parts are of one species decides the order of reading, what the species are called does not.
     numbers = {species: number for number, species in enumerate(dict.fromkeys(train.species))}
     content = [[entry.name for entry in jobs], [numbers[species] for species in train.species]]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     for source, summary in zip(sources_of_jobs, summaries, strict=True):
-        if not any(count for split in SPLITS for _, count in summary["species"][split]):
+        if not any(summary["species"].values()):
             logger.warning("%s: not enough bases for a single window of %d tokens", source, max_seq_length)
     for windows, those in ((train, sources), (validation, validation_sources)):
         if those and not len(windows):
@@ -225,16 +249,15 @@ def prepare_corpus(
     return Corpus(train, validation, summaries, fingerprint)
 
 
-def _refuse_leaks(percentages: list[tuple[str, float]], summaries: list[dict]):
-    """Raises UsageError if a file for validation is one for training too, under whatever name or compression."""
-    training = {}
-    for (name, percentage), summary in zip(percentages, summaries, strict=True):
-        if percentage < 100:
-            training[summary["sequence_sha256"]] = name
-    for (name, percentage), summary in zip(percentages, summaries, strict=True):
-        if percentage == 100 and summary["sequence_sha256"] in training:
+def _refuse_leaks(percentages: Sequence[tuple[Source, float]], contents: Sequence[str]):
+    """Raises UsageError if a file for validation has the content of one for training, under whatever name."""
+    of_all = list(zip(percentages, contents, strict=True))
+    training = {content: source for (source, percentage), content in of_all if percentage < 100}
+    for (source, percentage), content in of_all:
+        if percentage == 100 and content in training:
             raise UsageError(
-                f"{name} is for validation, and {training[summary['sequence_sha256']]}, the same, for training"
+                f"{source} is for validation, and {training[content]}, the same, for training: "
+                "leave it out of one of them"
             )
 
 

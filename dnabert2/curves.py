@@ -9,9 +9,10 @@ its tokens. One run also shows its validation by kingdom, if it has that; severa
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -29,22 +30,11 @@ from dnabert2.files import write_whole
 METRICS_FILE = "metrics.jsonl"  # as in dnabert2.checkpoints, which would import torch: seconds
 # Okabe and Ito's, told apart by colour-blind readers; without their yellow, which is too light for a line
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00"]
-LINE_STYLES = ["-", "--", ":", "-."]  # one for every turn through the palette
-STYLE = {
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "lines.linewidth": 1.5,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a folder's name may have dollars
-}
+# a look of its own for each of 28 lines
+LOOKS = [{"color": color, "linestyle": style} for style in ("-", "--", ":", "-.") for color in PALETTE]
+STYLE = {"text.parse_math": False}  # a folder's name may have dollars
 UNITS = {"": 1, "thousand ": 1e3, "million ": 1e6, "billion ": 1e9, "trillion ": 1e12}
-VALIDATION = {"marker": "o", "linewidth": 1}
+VALIDATION = {"marker": "o", "markersize": 3.5, "linewidth": 1}
 LOSS, ACCURACY = ("nats a masked token", 1), ("% of masked tokens", 0.01)  # label and unit of an axis
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOISY = 50  # readings: from so many on, a running mean over some twentieth of them is drawn
@@ -53,12 +43,7 @@ PANEL_NAMES, LEGEND_WIDTH = 10, 110  # that fit beside a panel; letters
 
 
 def read_metrics(run_folder: Path) -> list[dict]:
-    """
-    The lines of a run's metrics.jsonl, without a torn last one.
-
-    Raises:
-        UsageError: for a folder without that file, for one without a loss, and for a broken line within.
-    """
+    """A run's metrics, without a torn last line. Raises UsageError if they are missing, broken or without a loss."""
     path = run_folder / METRICS_FILE
     if not path.is_file():
         raise UsageError(f"{path} is missing: name the --output_dir of a run of run_mlm.py")
@@ -92,14 +77,8 @@ class Run:
 
     def kingdoms(self) -> list[str]:
         """In the order of the alphabet, so that each has the same colour in every picture."""
-        prefix = "validation_loss/"
-        return sorted({key.removeprefix(prefix) for line in self.lines for key in line if key.startswith(prefix)})
-
-
-def line_style(i: int) -> dict:
-    """A look of its own for each of 28 lines."""
-    turn, place = divmod(i, len(PALETTE))
-    return {"color": PALETTE[place], "linestyle": LINE_STYLES[turn % len(LINE_STYLES)]}
+        keys = {key for line in self.lines for key in line if key.startswith("validation_loss/")}
+        return sorted(key.partition("/")[2] for key in keys)
 
 
 def name_runs(run_folders: Sequence[Path]) -> list[str]:
@@ -113,11 +92,9 @@ def read_runs(run_folders: Sequence[Path]) -> list[Run]:
     lines = [read_metrics(folder) for folder in run_folders]
     steps = [line for run_lines in lines for line in run_lines if line["step"]]
     x = "tokens" if steps and all("tokens" in line for line in steps) else "step"
-    runs = []
-    for i, (name, run_lines) in enumerate(zip(name_runs(run_folders), lines, strict=True)):
-        validation_style = line_style(i if len(lines) > 1 else 1) | VALIDATION
-        runs.append(Run(name, run_lines, line_style(i), validation_style, x))
-    return runs
+    named = zip(name_runs(run_folders), lines, cycle(LOOKS), strict=False)
+    alone = len(lines) == 1
+    return [Run(name, of_run, look, (LOOKS[1] if alone else look) | VALIDATION, x) for name, of_run, look in named]
 
 
 def running_mean(values: np.ndarray, half: int) -> np.ndarray:
@@ -175,7 +152,7 @@ def draw_loss(axes: Axes, runs: list[Run], key: str):
         draw_validation(axes, run.points(f"validation_{key}"), run.validation_style)
     grey = {"color": "0.3"} if len(runs) > 1 else {}
     handles = [Line2D([], [], **style | grey) for style in (runs[0].style, runs[0].validation_style)]
-    axes.legend(handles, ["training", "validation"])
+    axes.legend(handles, ["training", "validation"], frameon=False)
 
 
 def draw_accuracy(axes: Axes, runs: list[Run], key: str):
@@ -191,8 +168,7 @@ def draw_learning_rate(axes: Axes, runs: list[Run], key: str):
     scale(axes.yaxis, f"× 10{str(exponent).translate(SUPERSCRIPT)}" if exponent else "", 10.0**exponent)
     for run, (steps, rates) in zip(runs, curves, strict=True):
         axes.plot(steps, rates, marker="o" if len(rates) == 1 else "", **run.style)
-    top = 1.1 * largest or 1
-    axes.set_ylim(-0.02 * top, top)
+    axes.set_ylim(-0.02 * largest, 1.1 * largest or 1)
 
 
 def draw_throughput(axes: Axes, runs: list[Run], key: str):
@@ -222,43 +198,43 @@ def spread(heights: np.ndarray, distance: float) -> np.ndarray:
 def draw_kingdoms(axes: Axes, runs: list[Run], key: str):
     """A line a kingdom, its name at the line's end; the steep first tenth of a long run sets no scale."""
     scale(axes.yaxis, *(ACCURACY if key == "validation_accuracy" else LOSS))
-    curves = {kingdom: runs[0].points(f"{key}/{kingdom}") for kingdom in runs[0].kingdoms()}
-    for i, points in enumerate(curves.values()):
-        draw_validation(axes, points, line_style(i) | VALIDATION)
-    is_long = max(points.shape[1] for points in curves.values()) > 10
-    settled = is_long * max(x.max(initial=0) for x, _ in curves.values()) / 10
-    values = np.concatenate([y[x >= settled] for x, y in curves.values()])
+    kingdoms = zip(runs[0].kingdoms(), cycle(LOOKS), strict=False)
+    curves = [(kingdom, look, runs[0].points(f"{key}/{kingdom}")) for kingdom, look in kingdoms]
+    for _, look, points in curves:
+        draw_validation(axes, points, look | VALIDATION)
+    is_long = max(points.shape[1] for *_, points in curves) > 10
+    settled = is_long * max(x.max(initial=0) for *_, (x, _) in curves) / 10
+    values = np.concatenate([y[x >= settled] for *_, (x, y) in curves])
     if not len(values):
         return
     margin = 0.05 * np.ptp(values) or 0.05
     low, high = axes.set_ylim(values.min() - margin, values.max() + margin)
-    ends = sorted((y[-1], x[-1], i, kingdom) for i, (kingdom, (x, y)) in enumerate(curves.items()) if len(y))
+    ends = sorted((y[-1], x[-1], kingdom, look["color"]) for kingdom, look, (x, y) in curves if len(y))
     heights = (np.array([end[0] for end in ends]) - low) / (high - low)
     heights = spread(heights, 1 / max(PANEL_NAMES, len(curves)))
-    for (y, x, i, kingdom), height in zip(ends, heights, strict=True):
-        colour = line_style(i)["color"]
-        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
-        label = {"color": colour, "fontsize": 9, "verticalalignment": "center", "arrowprops": leader}
+    for (y, x, kingdom, color), height in zip(ends, heights, strict=True):
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
+        label = {"color": color, "fontsize": 9, "verticalalignment": "center", "arrowprops": leader}
         axes.annotate(kingdom, (x, y), (1.06, height), textcoords="axes fraction", **label)
 
 
-# by their titles, what draws them and the readings
-PANELS = {
-    "Loss": (draw_loss, "loss"),
-    "Validation accuracy": (draw_accuracy, "validation_accuracy"),
-    "Learning rate": (draw_learning_rate, "learning_rate"),
-    "Throughput": (draw_throughput, "tokens_per_second"),
-}
-KINGDOM_PANELS = {
-    "Validation loss by kingdom": (draw_kingdoms, "validation_loss"),
-    "Validation accuracy by kingdom": (draw_kingdoms, "validation_accuracy"),
-}
+PANELS = [  # title, what draws it, readings
+    ("Loss", draw_loss, "loss"),
+    ("Validation accuracy", draw_accuracy, "validation_accuracy"),
+    ("Learning rate", draw_learning_rate, "learning_rate"),
+    ("Throughput", draw_throughput, "tokens_per_second"),
+]
+KINGDOM_PANELS = [
+    ("Validation loss by kingdom", draw_kingdoms, "validation_loss"),
+    ("Validation accuracy by kingdom", draw_kingdoms, "validation_accuracy"),
+]
 
 
-def draw_panel(axes: Axes, runs: list[Run], title: str):
-    """One panel; the x axis is the same for all, from 0 to the last line of any run."""
-    axes.set_title(title)
-    draw, key = (PANELS | KINGDOM_PANELS)[title]
+def draw_panel(axes: Axes, runs: list[Run], title: str, draw: Callable[[Axes, list[Run], str], None], key: str):
+    """The x axis is the same for all panels, from 0 to the last line of any run."""
+    axes.set_title(title, loc="left", weight="bold")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
     draw(axes, runs, key)
     last = max(line.get(runs[0].x, 0) for run in runs for line in run.lines) or 1
     name, size = unit(last) if runs[0].x == "tokens" else ("", 1)
@@ -268,12 +244,10 @@ def draw_panel(axes: Axes, runs: list[Run], title: str):
 
 def draw_figure(runs: list[Run]) -> Figure:
     """The panels that there are readings for, two in a row, and a last row by kingdom."""
-    titles = [
-        title for title, (_, key) in PANELS.items() if key == "loss" or any(run.points(key).size for run in runs)
-    ]
-    parts, heights = [titles], [PANEL_HEIGHT * math.ceil(len(titles) / 2)]
+    parts = [[panel for panel in PANELS if panel[0] == "Loss" or any(run.points(panel[-1]).size for run in runs)]]
+    heights = [PANEL_HEIGHT * math.ceil(len(parts[0]) / 2)]
     if len(runs) == 1 and (kingdoms := runs[0].kingdoms()):
-        parts.append(list(KINGDOM_PANELS))
+        parts.append(KINGDOM_PANELS)
         heights.append(PANEL_HEIGHT + NAME_HEIGHT * max(0, len(kingdoms) - PANEL_NAMES))
     names = [run.name for run in runs]
     columns = max(1, LEGEND_WIDTH // (max(map(len, names)) + 8))  # 8: the line before a name and the space behind it
@@ -282,12 +256,12 @@ def draw_figure(runs: list[Run]) -> Figure:
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     # parts of their own: the names of the kingdoms, right of their panels, make no other panel narrower
     subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights).flat
-    for subfigure, titles in zip(subfigures, parts, strict=True):
-        for i, title in enumerate(titles, 1):
-            draw_panel(subfigure.add_subplot(math.ceil(len(titles) / 2), 2, i), runs, title)
+    for subfigure, panels in zip(subfigures, parts, strict=True):
+        for i, panel in enumerate(panels, start=1):
+            draw_panel(subfigure.add_subplot(math.ceil(len(panels) / 2), 2, i), runs, *panel)
     if len(runs) > 1:
         handles = [Line2D([], [], **run.style) for run in runs]
-        figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(runs)))
+        figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(runs)), frameon=False)
     return figure
 
 
@@ -295,8 +269,7 @@ def draw_curves(run_folders: Sequence[Path], output_file: Path):
     """
     Draws the runs into a picture; its ending names the format, as .png, .pdf or .svg.
 
-    Raises:
-        UsageError: as by `read_metrics`, and for a file that cannot be written or a format that is not known.
+    Raises UsageError as `read_metrics` does, and for a file that cannot be written or a format that is not known.
     """
     runs = read_runs(run_folders)
     picture = BytesIO()

@@ -50,16 +50,20 @@ def parse_args(description: str) -> argparse.Namespace:
     data.add_argument(
         "--species_column",
         help='of tables and datasets; "KINGDOM/SPECIES" is validated by kingdom too (default: a file is a species, '
-        "its folder the kingdom)",
+        "its folder the kingdom); with --streaming of the --validation_file only",
     )
     data.add_argument(
         "--sampling_temperature",
         type=float,
         default=1.0,
-        help="species are sampled by their size to the power of 1/T: 1 as they are, higher more evenly (default: 1)",
+        help="species (with --streaming: files or shards) are sampled by their size to the power of 1/T: 1 as they "
+        "are, higher more evenly (default: 1)",
     )
     data.add_argument(
-        "--reverse_complement", action="store_true", help="train on both strands: on every sequence's other one too"
+        "--reverse_complement",
+        action="store_true",
+        help="train on both strands: on every sequence's other one too; with --streaming half of the regions, by "
+        "chance, on the other one",
     )
     data.add_argument(
         "--streaming",
@@ -67,13 +71,15 @@ def parse_args(description: str) -> argparse.Namespace:
         help="read and tokenise while training, for corpora larger than the disk (default: once, into --cache_dir)",
     )
     data.add_argument(
-        "--validation_file", nargs="+", help="as --train_file; without it, regions of the training files"
+        "--validation_file",
+        nargs="+",
+        help="files on this machine, as --train_file, to validate on instead of regions of those",
     )
     data.add_argument(
         "--validation_split_percentage",
         type=float,
-        default=1.0,
-        help="percentage of every training file's regions held out, if there is no --validation_file (default: 1)",
+        help="percentage of every training file's regions held out (default: 1; none with --validation_file or "
+        "--streaming)",
     )
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens a sequence (default: 128, ~600 bases)")
     data.add_argument("--mlm_probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
@@ -165,15 +171,13 @@ def check_args(args: argparse.Namespace, num_processes: int):
             raise UsageError(f"--{name} must be from 0 to below 1, is {getattr(args, name)}")
     if not 0 < args.mlm_probability <= 1:
         raise UsageError(f"--mlm_probability must be above 0 and at most 1, is {args.mlm_probability}")
-    if not 0 <= args.validation_split_percentage < 100:
-        raise UsageError(
-            f"--validation_split_percentage must be from 0 to below 100, is {args.validation_split_percentage}"
-        )
     if args.model_name_or_path and (args.config_name or args.config_overrides):
         raise UsageError("--config_name and --config_overrides are for new models: leave out --model_name_or_path")
     if args.max_train_steps and args.num_train_epochs:
         raise UsageError("give --max_train_steps or --num_train_epochs, not both")
     check_data_args(args)
+    if args.num_shards > 1 and num_processes > 1:
+        raise UsageError(f"--num_shards prepares with one process: not with {num_processes}, they would do the same")
     if not args.num_train_epochs:
         args.max_train_steps = args.max_train_steps or 500_000
 
@@ -196,6 +200,22 @@ def check_data_args(args: argparse.Namespace):
         raise UsageError("--dataset_config_name is one of a --dataset_name")
     if not 0 <= args.shard_index < args.num_shards:
         raise UsageError(f"--shard_index must be from 0 to --num_shards - 1 = {args.num_shards - 1}")
+    if args.validation_split_percentage is not None:
+        if args.validation_file or args.streaming:
+            raise UsageError(
+                "--validation_split_percentage holds regions of prepared training files out: leave it out with "
+                "--validation_file and with --streaming, which validates on --validation_file alone"
+            )
+    else:
+        args.validation_split_percentage = 0.0 if args.validation_file or args.streaming else 1.0
+    if not 0 <= args.validation_split_percentage < 100:
+        raise UsageError(
+            f"--validation_split_percentage must be from 0 to below 100, is {args.validation_split_percentage}"
+        )
+    if args.eval_steps and not args.validation_split_percentage and not args.validation_file:
+        raise UsageError("--eval_steps has nothing to validate on: give --validation_file")
+    if args.sampling_temperature < 1:
+        raise UsageError(f"--sampling_temperature must be at least 1, is {args.sampling_temperature}")
     if args.streaming and args.num_train_epochs:
         raise UsageError("--streaming does not know how long an epoch is: give --max_train_steps")
     if args.streaming and args.num_shards > 1:

@@ -10,6 +10,7 @@ the end of a .zst or GenBank file behind a URL is not looked at.
 """
 
 import bz2
+import errno
 import glob
 import gzip
 import hashlib
@@ -162,6 +163,8 @@ def errors_name(place: Path | str) -> Iterator[None]:
     except UnicodeDecodeError as error:  # its position counts from the start of a block, so it is not told
         raise SequenceFileError(f"{place}: not a text file (byte {error.object[error.start]:#04x} in it)") from error
     except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        if getattr(error, "errno", None) == errno.EMFILE:
+            raise SequenceFileError(f"{place}: too many open files; raise the limit with `ulimit -n`") from error
         if isinstance(place, Path):
             message = f"{place}: unreadable, truncated or corrupt ({error}); fetch it again"
             raise SequenceFileError(" ".join(message.split())) from error

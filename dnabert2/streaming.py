@@ -3,23 +3,21 @@
     loader = StreamingLoader(file_sources(["genomes/"]), tokenizer, max_seq_length=128, …)
     for batch in loader: ...  # for ever; another loader goes on from loader.state()
 
-A run has K = processes x workers streams, each an endless sequence of batches. The sources lie end to end on a line
-from 0 to 1, each as long as its weight. Region i of a source (dnabert2/windows.py) lies at the fractional part of i
-times the golden ratio of its source's stretch, and stream k owns what lies from k/K to (k+1)/K: every region belongs
-to one stream, a large source to several in proportion, each reading it from end to end, and a small one to one or two.
-
+A run has processes x workers streams, each an endless sequence of batches of regions of its own (dnabert2/mixing.py).
 A stream shuffles its windows in blocks from all its sources, and fills the next while it emits one. Every batch says
 where the sources stood when its block began: whatever workers have read ahead, a resumed run fills that block again
 and goes on with the very next batch.
 """
 
-import heapq
+import atexit
 import json
+import logging
 import math
 import os
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -29,107 +27,22 @@ from transformers import PreTrainedTokenizerBase
 
 from dnabert2.batches import ORDER, SPECIES_ORDER, STREAM, Masking, random_stream
 from dnabert2.errors import UsageError
+from dnabert2.mixing import Mixer, owned_parts, source_weights
 from dnabert2.sources import Source
-from dnabert2.windows import BASES_A_TOKEN, WindowCutter, check_tokenizer, region_bases, regions, reverse_complement
+from dnabert2.windows import BASES_A_TOKEN, WindowCutter, check_tokenizer, reverse_complement
 
 
-BLOCK_WINDOWS = 16_384  # about 500 regions, 10 million bases; 4 MB, and as much for the next block
-GOLDEN_RATIO = (5**0.5 - 1) / 2  # the first n of its multiples are spread evenly, whatever n
+logger = logging.getLogger(__name__)
+
+BLOCK_TOKENS = 2**21  # about 10 million bases; 4 MB, and as much for the next block
+_unfinished = weakref.WeakSet()
 
 
-def source_weights(sources: Sequence[Source], temperature: float) -> np.ndarray:
-    """
-    Each source's share of the bases that training sees, (len(sources),), of sum 1.
-
-    A source of n bytes as stored gets one proportional to n^(1/temperature). If the size of any is unknown, all are
-    taken as equally large, and a temperature other than 1 is refused with a UsageError.
-    """
-    sizes = [source.num_bytes() for source in sources]
-    if None in sizes:
-        if temperature != 1:
-            raise UsageError(
-                f"{sources[sizes.index(None)].name}: its size is unknown, which --sampling_temperature {temperature} "
-                "needs; with 1 all sources get the same share"
-            )
-        sizes = [1] * len(sizes)
-    weights = np.maximum(np.array(sizes, dtype=float), 1) ** (1 / temperature)
-    return weights / weights.sum()
-
-
-def owned_parts(weights: np.ndarray, stream: int, num_streams: int) -> dict[int, tuple[float, float]]:
-    """
-    The sources of a stream and the part of each that it owns: {number: (low, high)} with 0 <= low < high <= 1.
-
-    One stream's high is computed just as the next one's low: nothing is owned twice or by nobody. They are rounded, as
-    a stream would read a whole source for the few regions in a part that only rounding errors have made.
-    """
-    edges = np.append(np.arange(num_streams) / num_streams, np.inf)  # the sum of all weights is not quite 1
-    starts = np.append(0, np.cumsum(weights)[:-1])
-    lows, highs = (np.clip(np.round((edges[k] - starts) / weights, 5), 0, 1).tolist() for k in (stream, stream + 1))
-    return {i: part for i, part in enumerate(zip(lows, highs, strict=True)) if part[0] < part[1]}
-
-
-class Reader:
-    """The regions of one source that one stream owns, in order, pass after pass."""
-
-    def __init__(self, source: Source, part: tuple[float, float], max_seq_length: int, index: int, bases: int):
-        self.source, self.part, self.max_seq_length = source, part, max_seq_length
-        self.index, self.bases = index, bases  # regions read in this pass, bases given in all of them
-        self.remaining = islice(self.whole_pass(), index, None)
-
-    def whole_pass(self) -> Iterator[tuple[str | None, str]]:
-        return regions(self.source.records(), self.max_seq_length)
-
-    def read(self) -> str | None:
-        """The next region's bases; None if it has none for this stream."""
-        while True:
-            for _, region in self.remaining:
-                point = self.index * GOLDEN_RATIO % 1
-                self.index += 1
-                if self.part[0] <= point < self.part[1]:
-                    self.bases += len(region)
-                    return region
-            if not self.bases:
-                return None
-            self.index, self.remaining = 0, self.whole_pass()
-
-
-class Mixer:
-    """
-    Regions of all of a stream's sources, in shares of bases that follow the weights without chance.
-
-    The next one is of the source whose bases, and half a region, are the fewest for its weight (Webster's method).
-    """
-
-    def __init__(
-        self, sources: Sequence[Source], weights: np.ndarray, parts: dict, max_seq_length: int, position: list | None
-    ):
-        self.half_region = region_bases(max_seq_length) / 2
-        self.readers, self.weights, self.queue = {}, {}, []
-        for number, index, bases in [(i, 0, 0) for i in parts] if position is None else position:
-            self.readers[number] = Reader(sources[number], parts[number], max_seq_length, index, bases)
-            self.weights[number] = weights[number] * (parts[number][1] - parts[number][0])
-            heapq.heappush(self.queue, self.turn(number))
-
-    def turn(self, number: int) -> tuple[float, int]:
-        return (self.readers[number].bases + self.half_region) / self.weights[number], number
-
-    def position(self) -> list[tuple[int, int, int]]:
-        """Number, regions read in this pass and bases given of every source that this stream still reads."""
-        return [(number, reader.index, reader.bases) for number, reader in self.readers.items()]
-
-    def draw(self) -> tuple[int, str]:
-        """A source's number and the region; raises UsageError if the stream has none at all."""
-        while self.queue:
-            number = self.queue[0][1]
-            if region := self.readers[number].read():
-                heapq.heapreplace(self.queue, self.turn(number))
-                return number, region
-            heapq.heappop(self.queue)  # so short a source that none of its regions is this stream's
-            del self.readers[number]
-        raise UsageError(
-            "no sequence is left for one of the loader workers: lower --dataloader_num_workers, or give more"
-        )
+@atexit.register
+def _close_unfinished():
+    """Closes iterators that nobody closed: later, the exceptions that their sources catch are no longer there."""
+    for iterator in list(_unfinished):
+        iterator.close()
 
 
 class StreamingLoader:
@@ -145,7 +58,7 @@ class StreamingLoader:
         both_strands: whether half of the regions, by chance, are read as their reverse complements.
         num_workers: loader workers of each process; 0 reads and tokenises in the process itself, between steps.
         state: what `state()` of a former loader gave: this one goes on with the next batch, exactly.
-        block_windows: about so many are shuffled at a time in each stream.
+        block_tokens: about so many are shuffled at a time in each stream.
 
     Raises:
         UsageError: if sizes are needed and unknown, the state is of another number of processes or workers, or the
@@ -168,20 +81,28 @@ class StreamingLoader:
         num_processes: int = 1,
         num_workers: int = 0,
         state: dict | None = None,
-        block_windows: int = BLOCK_WINDOWS,
+        block_tokens: int = BLOCK_TOKENS,
     ):
         check_tokenizer(tokenizer, max_seq_length)
         # Neighbours on the line share a stream, and in a list of files they are akin: in a random order all streams,
         # of which a small step may see a few only, are more like each other.
         self.sources = [sources[i] for i in random_stream(seed, SPECIES_ORDER, 0).permutation(len(sources))]
-        self.weights = source_weights(self.sources, sampling_temperature)
+        self.sizes = [source.num_bytes() for source in self.sources]  # once: of a URL it is a request
+        self.weights = source_weights(self.sources, self.sizes, sampling_temperature)
         self.tokenizer, self.masking = tokenizer, Masking(tokenizer, mlm_probability)
         self.max_seq_length, self.micro_batch_size = max_seq_length, micro_batch_size
         self.both_strands, self.seed, self.num_workers = both_strands, seed, num_workers
-        self.block_batches = math.ceil(block_windows / micro_batch_size)
+        self.block_batches = math.ceil(block_tokens / (micro_batch_size * max_seq_length))
         share = max(1, num_workers)
         self.counts = {"num_processes": num_processes, "num_workers": share}
         self.num_streams, self.first_stream = num_processes * share, process_index * share
+        if len(sources) < self.num_streams and not process_index:
+            logger.warning(
+                "%d source(s) for %d processes x loader workers, and every one of these reads a source that it shares "
+                "from end to end: split it into files, so that each reads its own, or lower --dataloader_num_workers",
+                len(sources),
+                self.num_streams,
+            )
         state = state or self.counts | {"streams": [{"batch": 0, "sources": None}] * self.num_streams}
         if self.counts != {name: state[name] for name in self.counts}:
             raise UsageError(
@@ -197,6 +118,11 @@ class StreamingLoader:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """The streams' batches in turn, as `Masking` gives them."""
+        iterator = self.batches()
+        _unfinished.add(iterator)
+        return iterator
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         consumed = sum(batch for batch, _ in self.positions)
         turns = [(consumed + worker) % len(self.positions) for worker in range(len(self.positions))]
         items = DataLoader(
@@ -206,6 +132,8 @@ class StreamingLoader:
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=8 if self.num_workers else None,
+            # It draws a number of no use here; from torch's default generator it would shift the first step's dropout.
+            generator=torch.Generator(),
         )
         for turn, item in zip(cycle(turns), items, strict=False):
             if isinstance(item, UsageError):

@@ -44,6 +44,7 @@ class Meter:
     """Tokens a second of a training run since the last reading, memory (a GPU's highest so far), and a GPU's MFU."""
 
     def __init__(self, accelerator: Accelerator, config: PreTrainedConfig, args: Namespace):
+        self.tenth_step = 0.0  # when it was done
         self.tokens_a_step = args.total_train_batch_size * args.max_seq_length
         self.num_processes, self.on_gpu = accelerator.num_processes, accelerator.device.type == "cuda"
         if self.on_gpu:
@@ -51,8 +52,6 @@ class Meter:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
             self.matrix_rate = matrix_rate(accelerator.device, dtype)
             accelerator.print(f"Matrices    {self.matrix_rate / 1e12:.0f} TFLOP/s in {dtype}: the 100 % of MFU")
-
-        self.readings = 0
 
     def start(self):
         self.steps, self.started = 0, time.perf_counter()
@@ -63,24 +62,37 @@ class Meter:
         entered = time.perf_counter()
         yield
         self.started += time.perf_counter() - entered
+        self.tenth_step += time.perf_counter() - entered
 
     def read(self) -> dict[str, float]:
         """Call it when the GPU has finished the last step, as after `loss.item()`."""
         rate = self.steps * self.tokens_a_step / (time.perf_counter() - self.started)
-        self.readings += 1
         self.start()
         if not self.on_gpu:
-            return {"tokens_per_second": rate, "memory_gib": psutil.Process().memory_info().rss / 2**30}
+            return {"tokens_per_second": rate, "memory_gib": self.memory_gib()}
         return {
             "tokens_per_second": rate,
             "mfu": rate / self.num_processes * self.flops_per_token / self.matrix_rate,
-            "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "memory_gib": self.memory_gib(),
         }
 
-    def outlook(self, values: dict[str, float], remaining_steps: int) -> str:
-        """When a run will be done at the rate of a reading, and the memory it takes; without validation."""
-        remaining = timedelta(seconds=round(remaining_steps * self.tokens_a_step / values["tokens_per_second"]))
+    def memory_gib(self) -> float:
+        return (torch.cuda.max_memory_allocated() if self.on_gpu else psutil.Process().memory_info().rss) / 2**30
+
+    def outlook(self, steps: int, remaining_steps: int, loss: torch.Tensor) -> str | None:
+        """
+        After a run's first 20 steps when it will be done at the rate of the last ten of them, and the memory it takes.
+        None at other steps: the first ten are left out because they compile.
+        """
+        if steps not in (10, 20):
+            return None
+        loss.item()  # waits for the GPU
+        if steps == 10:
+            self.tenth_step = time.perf_counter()
+            return None
+        rate = 10 * self.tokens_a_step / (time.perf_counter() - self.tenth_step)
+        remaining = timedelta(seconds=round(remaining_steps * self.tokens_a_step / rate))
         return (
-            f"Outlook     {values['tokens_per_second']:,.0f} tokens/s and {values['memory_gib']:.1f} GiB a process: "
-            f"{remaining} to go, till {datetime.now() + remaining:%Y-%m-%d %H:%M}"
+            f"Outlook     {rate:,.0f} tokens/s, {self.memory_gib():.1f} GiB a process: {remaining} to go without "
+            f"validation, till {datetime.now() + remaining:%Y-%m-%d %H:%M}"
         )

@@ -6,20 +6,31 @@ hold to go on exactly.
 
 import hashlib
 import json
+import os
 from argparse import Namespace
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from dnabert2 import batches, corpus, streaming
-from dnabert2.sources import FileSource, Source, dataset_sources, file_sources
+from dnabert2.errors import UsageError
+from dnabert2.sequences import check_file, file_sha256
+from dnabert2.sources import DatasetSource, FileSource, Source, dataset_sources, file_sources
+from dnabert2.windows import BASES_A_TOKEN
+
+
+PROBE_BYTES = 2**20
 
 
 def open_sources(args: Namespace) -> list[Source]:
-    """What --train_file or --dataset_name stands for."""
-    columns = {"sequence_column": args.sequence_column, "species_column": args.species_column}
+    """What --train_file or --dataset_name stands for. Streamed, each of these is a species, whatever columns say."""
+    species_column = None if args.streaming else args.species_column
+    columns = {"sequence_column": args.sequence_column, "species_column": species_column}
     if args.train_file:
         return file_sources(args.train_file, **columns)
     return dataset_sources(args.dataset_name, args.dataset_config_name, streaming=args.streaming, **columns)
@@ -90,27 +101,89 @@ class CachedData:
         return corpus.unigram_baseline(self.corpus) if len(self.validation) else {}
 
 
+def local_file(source: FileSource | DatasetSource) -> Path | None:
+    """The file on this machine that is all there is of a source, if it is one."""
+    return Path(source.file) if source.file and os.path.isfile(source.file) else None
+
+
+def content_probe(file: Path) -> str:
+    """The sha256 of a file's size and of its first and last MiB, in hexadecimal: other contents seldom share it."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        first = opened.read(PROBE_BYTES)
+        opened.seek(max(0, size - PROBE_BYTES))
+        return hashlib.sha256(str(size).encode() + first + opened.read(PROBE_BYTES)).hexdigest()
+
+
+def refuse_leaks(training: Sequence[Source], validation: Sequence[Source]):
+    """
+    Raises UsageError if a file for validation is one for training too, under whatever name.
+
+    Files are compared as they lie on the disk, and those behind URLs not at all: all else would read them whole.
+    """
+    files = defaultdict(list)
+    for source in training:
+        if file := local_file(source):
+            files[file.stat().st_size].append(file)
+    for source in validation:
+        for file in files[source.file.stat().st_size]:
+            is_same = file.samefile(source.file) or (
+                content_probe(file) == content_probe(source.file) and file_sha256(file) == file_sha256(source.file)
+            )
+            if is_same:
+                raise UsageError(
+                    f"{source.file} is for validation, and {file}, the same, for training: leave it out of one of them"
+                )
+
+
 class StreamedData:
     """Windows made while training, without end."""
 
     def __init__(self, args: Namespace, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase):
         self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
+        if args.species_column and (args.sampling_temperature != 1 or not args.validation_file):
+            raise UsageError(
+                "streamed, the species are the files (or shards): leave out --species_column, or prepare the corpus "
+                "(without --streaming)"
+            )
         self.sources = open_sources(args)
+        if args.validation_file:
+            refuse_leaks(self.sources, file_sources(args.validation_file, args.sequence_column, args.species_column))
         with accelerator.local_main_process_first():
-            self.validation = prepare_corpus(args, [], tokenizer).validation  # of --validation_file alone
-        # files would have to be read whole for more than their size
+            held_out = prepare_corpus(args, [], tokenizer)  # of --validation_file alone
+        self.validation = held_out.validation
+        # files would have to be read whole for a hash of all their content
         keys = [
-            source.num_bytes() if isinstance(source, FileSource) else source.content_key() for source in self.sources
+            content_probe(file)
+            if isinstance(source, FileSource) and (file := local_file(source))
+            else source.content_key()
+            for source in self.sources
         ]
-        names = [source.name for source in self.sources]
-        self.fingerprint = hashlib.sha256(json.dumps([names, keys]).encode()).hexdigest()
+        content = [held_out.fingerprint, [source.name for source in self.sources], keys]
+        self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         self.epoch_rows = None
 
     def describe(self) -> str:
+        """Sizes, and how often each source will be seen, as far as these are known unread; after `loader`."""
+        sizes = self.stream.sizes
+        stored = "unknown size" if None in sizes else f"{sum(sizes) / 1e9:.3g} GB as stored"
         validation = f"{len(self.validation):,} sequences" if len(self.validation) else "none (give --validation_file)"
-        return f"{len(self.sources)} sources, streamed; validation: {validation}"
+        return f"{len(sizes)} source(s) of {stored}, streamed{self.passes()}; validation: {validation}"
 
-    def loader(self, step: int, state: list | None) -> Iterable[dict[str, torch.Tensor]]:
+    def passes(self) -> str:
+        """How often each source will be seen, where its size as stored is about its bases; else nothing."""
+        plain = [("fasta", ""), ("text", "")]
+        if not all(isinstance(source, FileSource) and check_file(source.file) in plain for source in self.sources):
+            return ""
+        if None in self.stream.sizes:
+            return ""
+        tokens = self.args.max_train_steps * self.args.total_train_batch_size * (self.args.max_seq_length - 2)
+        passes = tokens * BASES_A_TOKEN * self.stream.weights / np.maximum(self.stream.sizes, 1)
+        if passes.max() > 1.01 * passes.min():
+            return f"; each about {passes.min():.2g} to {passes.max():.2g} times"
+        return f"; about {passes.mean():.2g} epochs"
+
+    def loader(self, step: int, state: dict | None) -> Iterable[dict[str, torch.Tensor]]:
         """This process's micro-batches from where `state` was taken on, or from the beginning."""
         self.stream = streaming.StreamingLoader(
             self.sources,
@@ -128,7 +201,7 @@ class StreamedData:
         )
         return self.stream
 
-    def state(self) -> list:
+    def state(self) -> dict:
         """Where all streams of all processes are. Call it on every process."""
         return self.stream.state()
 

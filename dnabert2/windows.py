@@ -5,9 +5,13 @@ windows. Each region is tokenised by itself and cut into windows [CLS] t … t [
 joined to the next region's with a [SEP] between them, and so are sequences shorter than a window.
 """
 
+import errno
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +20,12 @@ from dnabert2.errors import UsageError
 from dnabert2.sequences import Record, acgt_runs
 
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+SPLITS = ("train", "validation")
 REGION_WINDOWS = 32
 BASES_A_TOKEN = 5  # about what the BPE vocabulary of 4,096 gives; decides the length of regions, nothing else
 _COMPLEMENT = str.maketrans("ACGTRYKMBVDH", "TGCAYRMKVBHD")  # N, S and W are their own
@@ -24,17 +34,41 @@ _COMPLEMENT = str.maketrans("ACGTRYKMBVDH", "TGCAYRMKVBHD")  # N, S and W are th
 @dataclass
 class Windows:
     """
-    Rows of token ids, (n, max_seq_length), over the memory-mapped uint16 arrays of several files.
+    Rows of token ids, (n, max_seq_length), over uint16 arrays; `of_files` maps those of files into memory.
 
-    `species[i]` is that of all rows of `parts[i]`; several parts may have the same.
+    `species[i]` is that of all rows of `parts[i]`; several parts may have the same. A pickle of rows of files, as a
+    spawned loader worker gets it, holds no rows but `places`, and maps them anew.
     """
 
     parts: list[np.ndarray]
     species: list[str]
+    places: list[tuple[Path, int, int]] | None = None  # of each part its file, first row, and the one after its last
     offsets: np.ndarray = field(init=False)
 
     def __post_init__(self):
         self.offsets = np.cumsum([0] + [len(part) for part in self.parts])
+
+    @classmethod
+    def of_files(cls, places: Sequence[tuple[Path, int, int]], species: Sequence[str]) -> "Windows":
+        """Rows of .npy files, each mapped once. Raises UsageError if they are more than the system lets be open."""
+        files = dict.fromkeys(path for path, _, _ in places)
+        _allow_open_files(len(files))
+        for path in files:
+            try:
+                files[path] = np.load(path, mmap_mode="r")
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                raise UsageError(
+                    f"{path}: too many open files, and each of {len(files):,} that hold windows is one: "
+                    "raise the limit with `ulimit -n`, or join small files"
+                ) from error
+        return cls([files[path][start:stop] for path, start, stop in places], list(species), list(places))
+
+    def __reduce__(self) -> tuple:
+        if self.places is None:
+            return Windows, (self.parts, self.species)
+        return Windows.of_files, (self.places, self.species)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -55,6 +89,16 @@ class Windows:
         for species, start, stop in zip(self.species, self.offsets, self.offsets[1:], strict=False):
             ranges[species].append(np.arange(start, stop))
         return {species: rows for species, parts in ranges.items() if len(rows := np.concatenate(parts))}
+
+
+def _allow_open_files(count: int):
+    """Lets this process, and those it starts, have so many more files open, as far as the system's hard limit goes."""
+    if resource:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+            with suppress(ValueError, OSError):  # macOS has a lower one than it says
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def kingdom_of(species: str) -> str:
@@ -78,6 +122,40 @@ def regions(records: Iterable[Record], max_seq_length: int) -> Iterator[tuple[st
         for _, run in acgt_runs(record.sequence):
             for start in range(0, len(run), length):
                 yield record.species, run[start : start + length]
+
+
+class Splitter:
+    """
+    Which split each region of a source goes to.
+
+    Every (100 / percentage)-th region of a species is for validation: spread over the genome, and starting at a place
+    that the sequence itself decides, so that small files have their turn and copies are split alike. Counted for each
+    species: those that come in turns would else give all or nothing. A region that has come before, on whatever
+    strand and of whatever species, goes where it went, and does not count.
+
+    For this an 8-byte hash of every region is kept, 80 to 100 bytes with all that Python adds: 15 MB for a genome of
+    3 billion bases and windows of 128 tokens, but 1 GB for 10 million short sequences. Nothing is kept where nothing
+    is to be split.
+    """
+
+    def __init__(self, validation_percentage: float):
+        self.share = validation_percentage / 100
+        self.phases, self.seen = {}, defaultdict(int)  # of each species: where its turns start, and its regions so far
+        self.split_of = {}  # by hash
+
+    def __call__(self, species: str | None, region: str) -> str:
+        if self.share in (0, 1):
+            return SPLITS[int(self.share)]
+        either_strand = min(region, reverse_complement(region)).encode()
+        key = int.from_bytes(hashlib.blake2b(either_strand, digest_size=8).digest())
+        if key not in self.split_of:
+            if species not in self.phases:
+                self.phases[species] = int(hashlib.sha256(region.encode()).hexdigest()[:8], 16) / 2**32
+            held_out = int(self.seen[species] * self.share + self.phases[species])
+            self.seen[species] += 1
+            is_next = int(self.seen[species] * self.share + self.phases[species]) > held_out
+            self.split_of[key] = SPLITS[is_next]
+        return self.split_of[key]
 
 
 class WindowCutter:

@@ -198,6 +198,7 @@ def test_a_process_without_validation_rows_does_not_hang_the_others(corpus, tmp_
     one_window = tmp_path / "one_window.fa"
     one_window.write_text(">a\n" + (corpus / "alpha.fa").read_text().split("\n", 1)[1].replace("\n", "")[:240] + "\n")
     options = {"per_device_train_batch_size": 16, "max_train_steps": 2, "eval_steps": 1, "validation_file": one_window}
+    options["validation_split_percentage"] = None
     printed = finish(start(*arguments(corpus, tmp_path / "run", **options), processes=2))
     assert "1 to validate" in printed and len(column(tmp_path / "run", "validation_loss")) == 3
 
@@ -254,7 +255,8 @@ def test_epochs_decide_the_steps_and_validation_files_the_validation(run, corpus
         validation_sources=file_sources(held_out),
     )
     pattern = corpus / "[abg]*.fa"
-    folder = run(train_file=pattern, validation_file=held_out[0], max_train_steps=None, num_train_epochs=0.5)
+    options = {"validation_file": held_out[0], "validation_split_percentage": None}
+    folder = run(train_file=pattern, max_train_steps=None, num_train_epochs=0.5, **options)
     steps = math.ceil(len(data.train) / 2 / 32)
     assert [line["step"] for line in metrics(folder)] == list(range(1, steps + 1))
     assert (
@@ -265,7 +267,7 @@ def test_epochs_decide_the_steps_and_validation_files_the_validation(run, corpus
 
 
 def test_without_validation_there_are_no_validation_values(run):
-    found = results(run(validation_split_percentage=0, eval_steps=2, max_train_steps=2))
+    found = results(run(validation_split_percentage=0, max_train_steps=2))
     assert not [key for key in found if "validation" in key or "unigram" in key]
 
 

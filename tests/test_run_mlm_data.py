@@ -19,6 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dnabert2.loading import ROOT
 
 
+STREAMED = {"streaming": True, "validation_split_percentage": None}
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return small_corpus(tmp_path_factory.mktemp("run_mlm_data"))
@@ -91,15 +94,16 @@ def test_shards_prepared_apart_are_found_by_the_run(run, tmp_path, capfd):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_resumed_is_the_uninterrupted_one_bit_for_bit(run, corpus, workers):
-    options = {"streaming": True, "reverse_complement": True, "sampling_temperature": 2, "max_train_steps": 8}
+    options = {**STREAMED, "reverse_complement": True, "sampling_temperature": 2, "max_train_steps": 8}
     options |= {"validation_file": corpus / "delta.fa", "train_file": corpus / "[abg]*.fa", "checkpointing_steps": 3}
     options |= {"dataloader_num_workers": workers, "per_device_train_batch_size": 8, "eval_steps": 4}
+    options |= {"config_overrides": DROPOUT}
     first = run("first", **options)
     assert_equal_runs(first, resumed(run, first, 3, **options))
 
 
 def test_a_stream_needs_as_many_workers_as_its_checkpoint(run):
-    options = {"streaming": True, "max_train_steps": 3, "checkpointing_steps": 2}
+    options = {**STREAMED, "max_train_steps": 3, "checkpointing_steps": 2}
     run(**options)
     with pytest.raises(SystemExit) as error:
         run(**options, dataloader_num_workers=2, resume_from_checkpoint="latest")
@@ -108,7 +112,8 @@ def test_a_stream_needs_as_many_workers_as_its_checkpoint(run):
 
 
 def test_a_stream_over_two_processes_resumes(corpus, tmp_path):
-    options = {"streaming": True, "per_device_train_batch_size": 16, "max_train_steps": 4, "checkpointing_steps": 2}
+    options = {**STREAMED, "per_device_train_batch_size": 16, "max_train_steps": 4, "checkpointing_steps": 2}
+    options |= {"config_overrides": DROPOUT}
     folder = tmp_path / "first"
     finish(start(*arguments(corpus, folder, **options), processes=2))
     again = tmp_path / "again"
@@ -118,17 +123,99 @@ def test_a_stream_over_two_processes_resumes(corpus, tmp_path):
     assert_equal_runs(folder, again)
 
 
+@pytest.mark.parametrize("name", ["delta.fa", "other.fasta"])
+def test_a_file_for_validation_is_not_streamed_for_training(run, corpus, tmp_path, name):
+    shutil.copytree(corpus, tmp_path / "files")
+    validation = shutil.copy(corpus / "delta.fa", tmp_path / "files" / name)
+    options = {**STREAMED, "max_train_steps": 1, "validation_file": validation}
+    training = tmp_path / "files" / "[abd]*.fa"
+    with pytest.raises(SystemExit) as error:
+        run(train_file=training, **options)
+    trained = tmp_path / "files" / "delta.fa"
+    assert error.value.code == (
+        f"error: {validation} is for validation, and {trained}, the same, for training: leave it out of one of them"
+    )
+    run(train_file=tmp_path / "files" / "[abg]*.fa", **options)
+
+
+def test_a_dataset_streamed_from_a_folder_is_not_validated_on_its_own_files(run, corpus, tmp_path):
+    rows = ["sequence", *(path.read_text().split("\n", 1)[1].replace("\n", "") for path in corpus.glob("*.fa"))]
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "train.csv"
+    file.write_text("\n".join(rows) + "\n")
+    with pytest.raises(SystemExit) as error:
+        run(train_file=None, dataset_name=tmp_path / "data", **STREAMED, max_train_steps=1, validation_file=file)
+    assert "the same, for training" in error.value.code
+
+
+@pytest.mark.parametrize("changed", ["train", "validation"])
+def test_a_stream_goes_on_with_the_same_files_only(run, corpus, tmp_path, changed):
+    shutil.copytree(corpus, tmp_path / "files")
+    train, validation = tmp_path / "files" / "alpha.fa", tmp_path / "files" / "delta.fa"
+    options = {**STREAMED, "train_file": train, "validation_file": validation}
+    options |= {"max_train_steps": 2, "checkpointing_steps": 1}
+    run(**options)
+    file = train if changed == "train" else validation
+    text = file.read_text()
+    file.write_text(text[:-9] + "".join("CA"[base == "C"] for base in text[-9:].strip()) + "\n")
+    assert len(file.read_text()) == len(text)
+    with pytest.raises(SystemExit) as error:
+        run(**options, resume_from_checkpoint="latest")
+    assert "is of a run on other sequences" in error.value.code
+    file.write_text(text)
+    run(**options, resume_from_checkpoint="latest")
+
+
+def test_a_streamed_run_tells_what_it_knows_of_its_sources(run, corpus, tmp_path, capsys):
+    options = {**STREAMED, "max_train_steps": 4}  # 4 steps of 32 x 30 tokens of 5 bases; 60,000 in the files
+    run("plain", **options)
+    told = capsys.readouterr().out
+    assert "4 source(s) of 6.12e-05 GB as stored, streamed; about 0.31 epochs; validation: none (give" in told
+    folder = tmp_path / "uneven"
+    folder.mkdir()
+    shutil.copy(corpus / "alpha.fa", folder)
+    (folder / "three.fa").write_text(
+        "".join((corpus / f"{name}.fa").read_text() for name in ("beta", "gamma", "delta"))
+    )
+    run("uneven", train_file=folder, sampling_temperature=2, **options)  # 19,200 bases in shares of 1 to √3
+    assert "2 source(s) of 6.12e-05 GB as stored, streamed; each about 0.27 to 0.46 times" in capsys.readouterr().out
+    packed = tmp_path / "alpha.fa.gz"
+    packed.write_bytes(gzip.compress((corpus / "alpha.fa").read_bytes()))
+    run("packed", train_file=packed, validation_file=corpus / "beta.fa", **options)
+    told = capsys.readouterr().out
+    assert "GB as stored, streamed; validation: " in told and "epochs" not in told
+
+
+def test_species_of_a_table_are_those_of_validation_in_a_streamed_run(run, corpus, tmp_path):
+    files = []
+    for name in ("train", "validation"):
+        draw = random.Random(name)
+        rows = [f"{''.join(draw.choices('ACGT', k=300))},plant/{i % 3}" for i in range(60)]
+        files.append(tmp_path / f"{name}.csv")
+        files[-1].write_text("\n".join(["sequence,species", *rows]) + "\n")
+    options = {**STREAMED, "train_file": files[0], "species_column": "species", "max_train_steps": 2}
+    for more in ({}, {"validation_file": files[1], "sampling_temperature": 2}):
+        with pytest.raises(SystemExit) as error:
+            run(**options, **more)
+        assert "the species are the files (or shards): leave out --species_column" in error.value.code
+    folder = run(**options, validation_file=files[1])
+    assert results(folder)["validation"].keys() == {"plant/0", "plant/1", "plant/2"}
+    # files without columns are streamed as well, and judged on such a table
+    folder = run("fasta", **options | {"train_file": corpus}, validation_file=files[1])
+    assert len(results(folder)["validation"]) == 3
+
+
 def test_a_dataset_of_the_hub_is_trained_on_whole_and_streamed(corpus, tmp_path):
     rows = [["sequence", "species"]]
     for path in sorted(corpus.glob("*.fa")):
         sequence = path.read_text().split("\n", 1)[1].replace("\n", "")
         rows += [[sequence[i : i + 2000], f"fungi/{path.stem}"] for i in range(0, len(sequence), 2000)]
     content = "\n".join(map(",".join, rows)).encode()
-    options = {"train_file": None, "dataset_name": "lab/genomes", "species_column": "species", "max_train_steps": 3}
+    options = {"train_file": None, "dataset_name": "lab/genomes", "max_train_steps": 3}
     with HubServer() as hub:
         hub.add_repo("dataset", "lab/genomes", {"train.csv": content})
         environment = hub.environment(tmp_path) | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-        for name, more in (("whole", {}), ("streamed", {"streaming": True})):
+        for name, more in (("whole", {"species_column": "species"}), ("streamed", STREAMED)):
             command = arguments(corpus, tmp_path / name, **options, **more)
             done = subprocess.run(
                 [sys.executable, str(ROOT / "run_mlm.py"), *command],
@@ -138,7 +225,7 @@ def test_a_dataset_of_the_hub_is_trained_on_whole_and_streamed(corpus, tmp_path)
                 timeout=200,
             )
             assert done.returncode == 0, done.stderr[-3000:]
-            assert ("1 sources, streamed" if more else "tokens of 4 species") in done.stdout
+            assert ("streamed; validation: none" if name == "streamed" else "tokens of 4 species") in done.stdout
             assert len(column(tmp_path / name, "loss")) == 3
     assert results(tmp_path / "whole")["validation"].keys() <= {f"fungi/{path.stem}" for path in corpus.glob("*.fa")}
 
@@ -149,7 +236,7 @@ def test_a_dataset_of_the_hub_is_trained_on_whole_and_streamed(corpus, tmp_path)
         ({"dataset_name": "lab/genomes"}, "one of them, and not both"),
         ({"train_file": None}, "give --train_file or --dataset_name"),
         ({"train_file": "http://127.0.0.1/a.fa"}, "add --streaming"),
-        ({"streaming": True, "num_train_epochs": 1, "max_train_steps": None}, "give --max_train_steps"),
+        ({**STREAMED, "num_train_epochs": 1, "max_train_steps": None}, "give --max_train_steps"),
         ({"num_shards": 2, "shard_index": 2}, "--shard_index must be from 0 to --num_shards - 1 = 1"),
         ({"sampling_temperature": 0}, "--sampling_temperature must be greater than 0"),
         ({"species_column": "species"}, "has no columns"),
@@ -177,8 +264,8 @@ def test_trackers_get_the_metrics(run):
 
 
 def test_old_checkpoints_give_way_and_a_picture_and_the_outlook_are_there(run, capsys):
-    folder = run(max_train_steps=7, checkpointing_steps=2, save_total_limit=2, logging_steps=2)
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-    assert load_file(folder / "checkpoint-4" / "model.safetensors")
+    folder = run(max_train_steps=22, checkpointing_steps=7, save_total_limit=2, logging_steps=2)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-14", "checkpoint-21"]
+    assert load_file(folder / "checkpoint-14" / "model.safetensors")
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "Outlook" in capsys.readouterr().out

@@ -204,3 +204,11 @@ def test_expand_files_refuses_what_gives_no_file(write, tmp_path):
 def test_file_sha256_is_that_of_the_bytes_on_disk(write):
     content = gzip.compress(FASTA)
     assert file_sha256(write("a.fa.gz", content)) == hashlib.sha256(content).hexdigest()
+
+
+def test_too_many_open_files_are_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.fa"
+    path.write_text(">a\nACGT\n")
+    monkeypatch.setattr("dnabert2.sequences.BufferedReader", lambda archive: (_ for _ in ()).throw(OSError(24, "x")))
+    with pytest.raises(SequenceFileError, match=r"a\.fa: too many open files; raise the limit with `ulimit -n`"):
+        list(read_records(path))

@@ -4,6 +4,8 @@ pytest tests/test_streaming.py
 """
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnabert2 import streaming
+from dnabert2 import mixing, streaming
 from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.sequences import Record, SequenceFileError
@@ -70,7 +72,7 @@ def loader(tokenizer):
 
     def made(sources, **options):
         defaults = {"max_seq_length": LENGTH, "mlm_probability": 0.15, "micro_batch_size": SIZE, "seed": 3}
-        return streaming.StreamingLoader(sources, tokenizer, **defaults | {"block_windows": 40} | options)
+        return streaming.StreamingLoader(sources, tokenizer, **defaults | {"block_tokens": 40 * LENGTH} | options)
 
     return made
 
@@ -92,9 +94,13 @@ def tokens(batches):
     return np.concatenate(rows)
 
 
+def weights_of(sources, temperature):
+    return mixing.source_weights(sources, [source.num_bytes() for source in sources], temperature)
+
+
 def one_pass(source, part):
     """The numbers of the regions that a part of a source owns."""
-    reader, owned = streaming.Reader(source, part, LENGTH, 0, 0), []
+    reader, owned = mixing.Reader(source, part, LENGTH, 0, 0), []
     while reader.read() and (not owned or reader.index - 1 > owned[-1]):
         owned.append(reader.index - 1)
     return owned
@@ -111,8 +117,8 @@ def one_pass(source, part):
 )
 def test_parts_of_all_streams_make_up_every_source_without_overlap(sizes, temperature, num_streams):
     sources = [replace(in_memory("a"), size=size) for size in sizes]
-    weights = streaming.source_weights(sources, temperature)
-    streams = [streaming.owned_parts(weights, stream, num_streams) for stream in range(num_streams)]
+    weights = weights_of(sources, temperature)
+    streams = [mixing.owned_parts(weights, stream, num_streams) for stream in range(num_streams)]
     for number in range(len(sizes)):
         parts = [parts[number] for parts in streams if number in parts]
         edges = [0.0, *(edge for part in parts for edge in part), 1.0]
@@ -125,17 +131,17 @@ def test_parts_of_all_streams_make_up_every_source_without_overlap(sizes, temper
 @pytest.mark.parametrize("num_streams", [1, 2, 3, 7])
 def test_every_region_is_read_once_a_pass_by_one_stream(num_streams):
     sources = genomes(40 * REGION, 3 * REGION, 100, 11 * REGION + 5)
-    weights = streaming.source_weights(sources, 1.0)
+    weights = weights_of(sources, 1.0)
     read = Counter()
     for stream in range(num_streams):
-        for number, part in streaming.owned_parts(weights, stream, num_streams).items():
+        for number, part in mixing.owned_parts(weights, stream, num_streams).items():
             read.update((number, index) for index in one_pass(sources[number], part))
     assert read == {(i, j): 1 for i, source in enumerate(sources) for j in range(-(-source.size // REGION))}
 
 
 def test_a_large_source_is_shared_by_streams_and_a_small_one_opened_by_one():
     weights = np.array([0.7, 0.1, 0.2])
-    opened = [list(streaming.owned_parts(weights, stream, 4)) for stream in range(4)]
+    opened = [list(mixing.owned_parts(weights, stream, 4)) for stream in range(4)]
     assert opened == [[0], [0], [0, 1], [1, 2]]
 
 
@@ -143,7 +149,7 @@ def test_equal_sources_on_as_many_streams_have_one_each():
     for number in (3, 6, 7, 49):
         weights = np.full(number, 1 / number)
         for stream in range(number):
-            assert streaming.owned_parts(weights, stream, number) == {stream: (0.0, 1.0)}
+            assert mixing.owned_parts(weights, stream, number) == {stream: (0.0, 1.0)}
 
 
 # --- shares ------------------------------------------------------------------------------------------------------
@@ -151,16 +157,16 @@ def test_equal_sources_on_as_many_streams_have_one_each():
 
 def test_weights_are_brought_together_by_the_temperature():
     sources = genomes(8000, 1000)
-    assert streaming.source_weights(sources, 1.0) == pytest.approx([8 / 9, 1 / 9])
-    assert streaming.source_weights(sources, 3.0) == pytest.approx([2 / 3, 1 / 3])
+    assert weights_of(sources, 1.0) == pytest.approx([8 / 9, 1 / 9])
+    assert weights_of(sources, 3.0) == pytest.approx([2 / 3, 1 / 3])
 
 
 def test_sources_of_unknown_size_are_equal_and_refuse_a_temperature():
     known, unknown = genomes(8000, 1000)
     sources = [known, replace(unknown, size=None)]
-    assert streaming.source_weights(sources, 1.0) == pytest.approx([0.5, 0.5])
+    assert weights_of(sources, 1.0) == pytest.approx([0.5, 0.5])
     with pytest.raises(UsageError, match=r"^genome1: its size is unknown, which --sampling_temperature 2.0 needs"):
-        streaming.source_weights(sources, 2.0)
+        weights_of(sources, 2.0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -168,9 +174,9 @@ def test_shares_in_bases_follow_the_weights_whatever_the_lengths_of_records(temp
     whole, cut = random_bases(30 * REGION, seed=1), random_bases(10 * REGION, seed=2)
     sources = [in_memory("whole", whole), in_memory("cut", *(cut[i : i + 90] for i in range(0, len(cut), 90)))]
     sources += genomes(3 * REGION + 7)
-    weights = streaming.source_weights(sources, temperature)
-    parts = streaming.owned_parts(weights, 0, 1)
-    mixer, bases = streaming.Mixer(sources, weights, parts, LENGTH, None), Counter()
+    weights = weights_of(sources, temperature)
+    parts = mixing.owned_parts(weights, 0, 1)
+    mixer, bases = mixing.Mixer(sources, weights, parts, LENGTH, None), Counter()
     for _ in range(3000):
         number, region = mixer.draw()
         bases[number] += len(region)
@@ -180,7 +186,7 @@ def test_shares_in_bases_follow_the_weights_whatever_the_lengths_of_records(temp
 
 def test_a_source_without_a_region_for_the_stream_is_dropped(loader):
     sources = [*genomes(20 * REGION), in_memory("gaps", "NNNN")]
-    mixer = streaming.Mixer(sources, np.array([0.5, 0.5]), {0: (0.0, 1.0), 1: (0.0, 1.0)}, LENGTH, None)
+    mixer = mixing.Mixer(sources, np.array([0.5, 0.5]), {0: (0.0, 1.0), 1: (0.0, 1.0)}, LENGTH, None)
     assert {mixer.draw()[0] for _ in range(50)} == {0}
     assert [number for number, *_ in mixer.position()] == [0]
     assert len(list(islice(loader(sources, num_workers=0), 12))) == 12
@@ -191,6 +197,15 @@ def test_streams_without_any_region_are_refused(loader, num_workers):
     sources = [in_memory("gaps", "NNNN")] if not num_workers else genomes(REGION // 2)
     with pytest.raises(UsageError, match=r"^no sequence is left for one of the loader workers: lower --data"):
         list(islice(loader(sources, num_workers=num_workers), 12))
+
+
+@pytest.mark.parametrize("process_index, told", [(0, 1), (1, 0)])
+def test_fewer_sources_than_streams_are_told_once(loader, caplog, process_index, told):
+    loader(genomes(*[9 * REGION] * 4), process_index=process_index, num_processes=2, num_workers=2)
+    assert not caplog.records
+    loader(genomes(*[9 * REGION] * 3), process_index=process_index, num_processes=2, num_workers=2)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == told and all("3 source(s) for 4 " in each and "split" in each for each in messages)
 
 
 # --- windows -----------------------------------------------------------------------------------------------------
@@ -223,10 +238,10 @@ def test_half_of_the_regions_are_read_on_the_other_strand(loader, tokenizer):
 
 def test_blocks_are_shuffled_over_all_sources_and_nothing_comes_twice_in_a_pass(loader):
     sources = genomes(60 * REGION, 60 * REGION)
-    batches = [tokens([batch]) for batch in islice(loader(sources, block_windows=800), 100)]
+    batches = [tokens([batch]) for batch in islice(loader(sources, block_tokens=800 * LENGTH), 100)]
     rows = [row.tobytes() for batch in batches for row in batch]
     assert len(set(rows)) == len(rows)
-    plain = [row.tobytes() for row in tokens(islice(loader(sources, block_windows=800, seed=4), 100))]
+    plain = [row.tobytes() for row in tokens(islice(loader(sources, block_tokens=800 * LENGTH, seed=4), 100))]
     assert rows != plain and len(set(rows) & set(plain)) > 0.9 * len(rows)
 
 
@@ -309,6 +324,32 @@ def test_another_number_of_workers_or_processes_is_refused(loader, options, numb
 def test_batches_are_the_same_in_a_worker_and_without_one(loader):
     sources = genomes(9 * REGION, 4 * REGION)
     assert_equal(*(list(islice(loader(sources, num_workers=number), 11)) for number in (0, 1)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_random_numbers_of_the_training_loop_are_left_alone(loader, num_workers):
+    sources = genomes(9 * REGION, 4 * REGION)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    list(islice(loader(sources, num_workers=num_workers), 12))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_process_that_ends_while_a_stream_is_open_says_nothing_of_it(tmp_path):
+    (tmp_path / "genome.fa").write_text(f">x\n{random_bases(9 * REGION, seed=1)}\n")
+    code = f"""
+import sys
+from dnabert2 import loading, sources, streaming
+tokenizer = loading.load_tokenizer(loading.ROOT / "bpe_tokenizer")
+options = dict(max_seq_length={LENGTH}, mlm_probability=0.15, micro_batch_size={SIZE}, seed=1)
+options["block_tokens"] = {40 * LENGTH}
+batches = iter(streaming.StreamingLoader(sources.file_sources(sys.argv[1:]), tokenizer, **options))
+next(batches)
+sys.exit("error: the loss is nan")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "genome.fa")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "error: the loss is nan\n"
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

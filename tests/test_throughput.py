@@ -76,3 +76,18 @@ def test_mfu_is_the_share_of_the_matrix_rate_a_device(meter, monkeypatch):
     meter.on_gpu, meter.num_processes, meter.flops_per_token, meter.matrix_rate = True, 2, 5.0, 1000.0
     meter.steps, clock.now = 4, clock.now + 2  # 200 tokens/s on two devices: 500 FLOP/s each
     assert meter.read() == {"tokens_per_second": 200, "mfu": 0.5, "memory_gib": 3}
+
+
+def test_the_outlook_is_told_after_twenty_steps_at_the_rate_of_the_last_ten(meter):
+    meter, clock = meter
+    loss = torch.zeros(())
+    told = {}
+    for step in range(1, 31):
+        clock.now += 60 if step <= 10 else 2  # the first ones compile
+        if step == 15:
+            with meter.paused():
+                clock.now += 1000
+        if line := meter.outlook(step, 3000 - step, loss):
+            told[step] = line
+    assert list(told) == [20]
+    assert "50 tokens/s" in told[20] and "1:39:20 to go" in told[20]

@@ -3,6 +3,8 @@
 pytest tests/test_windows.py
 """
 
+import pickle
+from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -11,9 +13,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dnabert2 import windows as windows_module
+from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.sequences import Record
-from dnabert2.windows import WindowCutter, Windows, kingdom_of, region_bases, regions, reverse_complement
+from dnabert2.windows import (
+    Splitter,
+    WindowCutter,
+    Windows,
+    kingdom_of,
+    region_bases,
+    regions,
+    reverse_complement,
+)
 
 
 CLS, SEP, FIRST = 1, 2, 10
@@ -165,6 +177,23 @@ def test_the_reverse_complement_of_the_reverse_complement_is_the_sequence(sequen
     assert all(pairs[base] == other for base, other in zip(sequence, reverse_complement(sequence)[::-1], strict=True))
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.text("ACGT", min_size=1, max_size=6), st.booleans()), max_size=60),
+    st.sampled_from([0, 1, 30, 50, 100]),
+)
+def test_a_region_goes_where_it_went_before_on_whatever_strand(drawn, percentage):
+    split_of, splits, seen = Splitter(percentage), {}, Counter()
+    for species, region, is_turned in drawn:
+        split = split_of(species, reverse_complement(region) if is_turned else region)
+        key = min(region, reverse_complement(region))
+        if key not in splits:
+            seen[species, split] += 1
+        assert splits.setdefault(key, split) == split
+    for species in "ab":  # repeats do not count: of the others every species has its share
+        train, validation = (seen[species, split] for split in ("train", "validation"))
+        assert abs(validation - (train + validation) * percentage / 100) <= 1
+
+
 # --- parts and species -------------------------------------------------------------------------------------------
 
 
@@ -200,6 +229,68 @@ def test_every_row_is_of_the_species_of_its_part(parts):
     assert sorted(row for of_species in rows.values() for row in of_species) == list(range(len(windows)))
     assert all(expected[row] == species for species, of_species in rows.items() for row in of_species)
     assert all(len(of_species) for of_species in rows.values())
+
+
+def stored(folder, sizes, species):
+    """Windows in .npy files, a file for each of the sizes."""
+    windows, whole = windows_of(sizes, species)
+    places = []
+    for number, part in enumerate(windows.parts):
+        np.save(folder / f"{number}.npy", part)
+        places.append((folder / f"{number}.npy", 0, len(part)))
+    return places, whole
+
+
+def test_rows_of_files_are_mapped_each_file_once(tmp_path):
+    ((path, _, _),), whole = stored(tmp_path, [9], ["a"])
+    windows = Windows.of_files([(path, 0, 2), (path, 2, 3), (path, 3, 9)], ["a", "b", "a"])
+    assert (windows[range(9)] == whole).all() and windows.species == ["a", "b", "a"]
+    assert len({id(part._mmap) for part in windows.parts}) == 1
+    assert len(Windows.of_files([], [])) == 0
+
+
+def test_a_pickle_of_rows_in_memory_holds_them_and_of_files_does_not(tmp_path):
+    places, whole = stored(tmp_path, [1000, 3000], ["a", "b"])
+    in_memory, of_files = windows_of([1000, 3000], ["a", "b"])[0], Windows.of_files(places, ["a", "b"])
+    for windows, low, high in ((in_memory, whole.nbytes, 2 * whole.nbytes), (of_files, 1, 1000)):
+        pickled = pickle.dumps(windows)
+        again = pickle.loads(pickled)
+        assert low <= len(pickled) <= high
+        assert (again[range(4000)] == whole).all() and again.species == ["a", "b"]
+        assert len(pickle.dumps(again)) == len(pickled)
+
+
+def test_too_many_files_are_refused_with_the_remedy(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    places, _ = stored(tmp_path, [1] * 50, ["a"] * 50)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(windows_module, "_allow_open_files", lambda count: None)  # as where the hard limit is the soft
+    with places[0][0].open() as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 20, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"too many open files.* 50 .*`ulimit -n`"):
+            Windows.of_files(places, ["a"] * 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize(
+    "limits, wanted",
+    [((256, 4096), (356, 4096)), ((256, 300), (300, 300)), ((256, -1), (356, -1)), ((-1, -1), None)],
+)
+def test_the_soft_limit_rises_by_the_number_of_files_up_to_the_hard_one(monkeypatch, limits, wanted):
+    found = []
+
+    def refuse(_, both):
+        found.append(both)
+        raise ValueError("macOS says so above a limit that it does not tell")
+
+    fake = SimpleNamespace(RLIMIT_NOFILE=7, RLIM_INFINITY=-1, getrlimit=lambda _: limits, setrlimit=refuse)
+    monkeypatch.setattr(windows_module, "resource", fake)
+    windows_module._allow_open_files(100)
+    assert found == ([wanted] if wanted else [])
+    monkeypatch.setattr(windows_module, "resource", None)  # Windows
+    windows_module._allow_open_files(100)
 
 
 def test_no_parts_are_no_rows():
