@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dnabert2.batches import IGNORE_INDEX, MASK, Masking, random_stream
+from dnabert2.curves import spread
 from dnabert2.loading import fastest_attention, load_tokenizer
 from dnabert2.sequences import acgt_runs
 from dnabert2.sources import Source, file_sources
@@ -71,20 +72,24 @@ def losses_by_length(
     return losses
 
 
-def draw(path: Path, lengths: list[int], by_genome: dict[str, list[float]], mean: list[float], trained: int):
+def draw(
+    path: Path, title: str, lengths: list[int], by_genome: dict[str, list[float]], mean: list[float], trained: int
+):
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for name, values in by_genome.items():
-        axes.plot(lengths, values, color="0.75", linewidth=1)
-        axes.annotate(
-            name.split("/")[-1], (lengths[-1], values[-1]), xytext=(4, -2), textcoords="offset points", fontsize=6
-        )
     axes.plot(lengths, mean, color="#0072b2", marker="o", linewidth=2.5, label="all")
     axes.axvline(trained, color="#d55e00", linestyle="--", linewidth=1, label=f"trained on {trained} tokens")
+    for values in by_genome.values():
+        axes.plot(lengths, values, color="0.75", linewidth=1, zorder=1)
+    low, high = axes.get_ylim()
+    names = sorted(by_genome, key=lambda name: by_genome[name][-1])
+    heights = spread((np.array([by_genome[name][-1] for name in names]) - low) / (high - low), 0.04)
+    for name, height in zip(names, heights, strict=True):
+        axes.text(0.79, height, name.split("/")[-1], transform=axes.transAxes, fontsize=6, color="0.3", va="center")
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.margins(x=0.18)
-    axes.set(xlabel="tokens a window", ylabel="loss, nats a masked token")
+    axes.set_xlim(lengths[0] / 1.3, lengths[-1] * 8)
+    axes.set(xlabel="tokens a window", ylabel="loss, nats a masked token", title=title)
     axes.legend(frameon=False, loc="upper left", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -130,7 +135,7 @@ def main():
         count = sum(len(row[0]) for row in losses.values()) if name == "**all**" else len(losses[name][0])
         print(f"| {name} | {count:,} |", " | ".join(f"{value:.4f}" for value in values), "|")
     if args.picture:
-        draw(args.picture, lengths, by_genome, mean, args.trained_length)
+        draw(args.picture, str(args.model_name_or_path), lengths, by_genome, mean, args.trained_length)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,16 @@ class CachedData:
         return (
             f"{self.corpus.total('bases'):,} bases, {self.corpus.total('tokens'):,} tokens{strands} of "
             f"{len(self.mixture.rows)} species: {len(self.corpus.train):,} sequences of {self.args.max_seq_length} "
-            f"to train, {len(self.validation):,} to validate; {seen}"
+            f"to train, {len(self.validation):,} to validate{self.unvalidated()}; {seen}"
         )
+
+    def unvalidated(self) -> str:
+        """Says so where regions are held out, but of some species, as small ones, none."""
+        species = {species for windows in (self.corpus.train, self.validation) for species in windows.species}
+        without = len(species - set(self.validation.species))
+        if not without or self.args.validation_file or not self.args.validation_split_percentage:
+            return ""
+        return f" (none of {without} species: raise --validation_split_percentage to have some)"
 
     def loader(self, step: int, state: None) -> Iterable[dict[str, torch.Tensor]]:
         """This process's micro-batches from a step on. The step alone says where it is; there is no other state."""

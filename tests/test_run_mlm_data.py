@@ -78,6 +78,11 @@ def test_short_sequences_of_a_table_fill_windows_and_are_validated_by_kingdom(ru
     assert rows[2].startswith("| **all** |") and len(rows) == 2 + 1 + 2 + len(found["validation"])
 
 
+def test_species_without_a_held_out_region_are_told(run, capsys):
+    run(validation_split_percentage=0.01, max_train_steps=1)
+    assert "to validate (none of 4 species: raise --validation_split_percentage" in capsys.readouterr().out
+
+
 def test_shards_prepared_apart_are_found_by_the_run(run, tmp_path, capfd):
     options = {"cache_dir": tmp_path / "cache", "num_shards": 3}
     for index in (2, 0, 1):
