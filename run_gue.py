@@ -9,6 +9,7 @@ TASK/seed-SEED/ with all_results.json, predictions.csv, metrics.jsonl and the mo
 """
 
 import json
+import os
 import time
 from argparse import Namespace
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 from transformers import PreTrainedTokenizerBase
 
 from dnabert2 import classifiers, gue_report
@@ -25,18 +26,19 @@ from dnabert2.data_checks import check_data
 from dnabert2.encoding import EncodedTask, encode
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
-from dnabert2.finetuning import Collator, finetune, predict, probabilities, score, strands_of
+from dnabert2.finetuning import Collator, batch_length, finetune, predict, probabilities, score, strands_of
 from dnabert2.gue_arguments import check_args, micro_batch_size, parse_args, recipe_of
 from dnabert2.gue_sources import Source, find_sources, model_fingerprint
-from dnabert2.labelled import TaskData
+from dnabert2.label_scale import scale_of_task, write_scale
+from dnabert2.labelled import REGRESSION, TaskData
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.predictions import PREDICTIONS_FILE, make_folder, predict_file, write_predictions
 
 
 # What decides the scores of a run, with its recipe, data and seed.
-DECIDING = """model_name_or_path config_name config_overrides tokenizer_name problem_type max_seq_length kmer
-reverse_complement selection_metric use_lora num_train_epochs max_train_steps learning_rate num_warmup_steps
-weight_decay total_train_batch_size eval_steps""".split()
+DECIDING = """model_name_or_path dataset_name dataset_config_name config_name config_overrides tokenizer_name
+problem_type max_seq_length kmer reverse_complement selection_metric use_lora num_train_epochs max_train_steps
+learning_rate num_warmup_steps weight_decay total_train_batch_size eval_steps""".split()
 DECIDING_LORA = "lora_r lora_alpha lora_dropout lora_target_modules".split()
 
 
@@ -57,8 +59,7 @@ def is_finished(args: Namespace, folder: Path, arguments: dict) -> bool:
         return False
     results = gue_report.read_json(folder / RESULTS_FILE)
     saved = results.get("arguments", {})
-    changed = sorted(key for key in saved.keys() | arguments.keys() if saved.get(key) != arguments.get(key))
-    if changed:
+    if changed := gue_report.differing(saved, arguments):
         differences = "; ".join(f"{key} was {saved.get(key)}, is {arguments.get(key)}" for key in changed)
         raise UsageError(f"{folder} is of another run ({differences}): name another --output_dir, or remove it")
     for name in ("save_model", "merge_adapter"):
@@ -83,6 +84,12 @@ def runs_to_do(args: Namespace, accelerator: Accelerator, sources: list[Source])
     return runs
 
 
+def default_precision() -> str | None:
+    """bf16 where the launcher chose nothing and the GPU has it; None leaves the choice to the launcher."""
+    is_chosen = "ACCELERATE_MIXED_PRECISION" in os.environ or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return "bf16" if not is_chosen and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
+
+
 def run(
     args: Namespace,
     accelerator: Accelerator,
@@ -103,20 +110,23 @@ def run(
     set_seed(seed)
     labels = classifiers.label_config(data)
     model = classifiers.new_classifier(args, tokenizer, labels, is_quiet or not accelerator.is_main_process)
+    scale = scale_of_task(data)
+    if data.problem_type == REGRESSION:
+        write_scale(model.config, scale)
     if args.use_lora:
         model = classifiers.add_adapter(model, args)
     attention = classifiers.use_attention(args, model, accelerator)
     counts = classifiers.count_parameters(model)
-    is_cpu = accelerator.device.type == "cpu"
+    is_cuda = accelerator.device.type == "cuda"
     collator = Collator(
         pad_token_id=tokenizer.pad_token_id,
         has_token_types=classifiers.takes_token_types(model),
-        length=None if is_cpu else task.max_seq_length,
+        length=batch_length(accelerator, task),
         device=accelerator.device,
     )
     # precision, device and compiler are Accelerate's; DDP is not used, see `finetuning.sum_gradients`
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    if not is_cpu:
+    if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     best = finetune(
@@ -130,15 +140,16 @@ def run(
         micro_batch_size=micro_batch_size(args, recipe, accelerator.num_processes),
         eval_batch_size=args.per_device_eval_batch_size,
         selection_metric=args.selection_metric,
+        scale=scale,
         metrics_file=MetricsFile(folder / METRICS_FILE, 0, accelerator),
         logging_steps=args.logging_steps,
         name=f"{source.name} seed {seed}",
     )
     seconds = time.perf_counter() - start
     logits = predict(accelerator, model, collator, strands_of(task, "test"), args.per_device_eval_batch_size)
-    test = score(accelerator, logits, data.splits["test"].labels, data.problem_type)
+    test = score(accelerator, logits, data.splits["test"].labels, data.problem_type, scale)
     if accelerator.is_main_process:
-        values = probabilities(logits, data.problem_type)
+        values = probabilities(logits, data.problem_type, scale)
         write_predictions(folder / PREDICTIONS_FILE, data.splits["test"], values, data.problem_type, data.label_names)
         if args.save_model:
             classifiers.save_classifier(accelerator, model, tokenizer, folder)
@@ -161,9 +172,9 @@ def run(
             "merge_adapter": args.merge_adapter,
             "attn_implementation": attention,
             "num_processes": accelerator.num_processes,
-            "device": "cpu" if is_cpu else torch.cuda.get_device_name(),
+            "device": torch.cuda.get_device_name() if is_cuda else accelerator.device.type,
             "train_seconds": round(seconds, 2),  # with the evaluations on dev
-            "memory_gib": None if is_cpu else round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if is_cuda else None,
         }
         write_whole(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
     accelerator.print(f"{source.name} seed {seed}: test " + gue_report.scores_line(test))
@@ -173,7 +184,9 @@ def run(
 def main():
     args = parse_args(__doc__)
     check_args(args)
-    accelerator = Accelerator(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    accelerator = Accelerator(
+        mixed_precision=default_precision(), gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+    )
     if accelerator.distributed_type not in (
         DistributedType.NO,
         DistributedType.MULTI_GPU,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -119,7 +120,11 @@ def load_finetuned(name: str, trust_remote_code: bool = False) -> PreTrainedMode
         base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
     with errors_name(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=True)  # its labels; a folder, so the user's choice
-    model, _ = _load(base, trust_remote_code, is_quiet=True, config=config)  # its head is the adapter's
+    model, info = _load(base, trust_remote_code, is_quiet=True, config=config)
+    with errors_name(folder / ADAPTER_WEIGHTS), safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        held = {key.removeprefix("base_model.model.") for key in file.keys()}
+    if missing := {*info["missing_keys"]} - held:  # its head is the adapter's
+        raise UsageError(f"{name}: neither the adapter nor its base {base} has {min(missing)}: train it again")
     return PeftModel.from_pretrained(model, name)
 
 
@@ -155,13 +160,19 @@ def add_adapter(model: PreTrainedModel, args: Namespace) -> PeftModel:
     """
     The model with LoRA's matrices (arXiv 2106.09685) on the layers of --lora_target_modules; the rest is frozen.
 
-    Pooler and classifier are trained and saved whole. A pooler can be fresh: frozen, it would be other random numbers
-    where the adapter is loaded. And it is no target, although DNABERT-2's is named `dense`, as layers of the encoder.
+    Pooler, classifier and all else beside the base model (XLNet's `logits_proj`) are trained and saved whole: they can
+    be fresh, and frozen they would be other random numbers where the adapter is loaded. And they are no targets,
+    although DNABERT-2's pooler is named `dense`, as layers of the encoder.
 
     Raises UsageError for a target that the model has not.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    heads = [name for name in linear if set(HEADS) & set(name.split("."))]
+    present = {part for name, _ in model.named_modules() for part in name.split(".")}
+    whole = [head for head in HEADS if head in present]
+    if hasattr(model, model.base_model_prefix):
+        beside = {name.split(".")[0] for name, _ in model.named_parameters()} - {model.base_model_prefix}
+        whole += sorted(beside - {*whole})
+    heads = [name for name in linear if set(whole) & set(name.split("."))]
     targets = [target.strip() for target in args.lora_target_modules.split(",") if target.strip()]
     ends = {name.split(".")[-1] for name in linear if name not in heads}
     if not targets or (unknown := [target for target in targets if target not in ends]):
@@ -169,7 +180,6 @@ def add_adapter(model: PreTrainedModel, args: Namespace) -> PeftModel:
             f"--lora_target_modules: the model has no {unknown[0] if targets else 'layer of no name'}; "
             f"its layers are {','.join(sorted(ends))}"
         )
-    present = {part for name, _ in model.named_modules() for part in name.split(".")}
     name = args.model_name_or_path
     model = get_peft_model(
         model,
@@ -180,7 +190,7 @@ def add_adapter(model: PreTrainedModel, args: Namespace) -> PeftModel:
             lora_dropout=args.lora_dropout,
             target_modules=targets,
             exclude_modules=heads or None,
-            modules_to_save=[head for head in HEADS if head in present],
+            modules_to_save=whole,
         ),
     )
     # the adapter will be loaded from elsewhere

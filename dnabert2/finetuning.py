@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DynamoBackend, broadcast_object_list
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -22,6 +22,7 @@ from dnabert2.checkpoints import MetricsFile, unwrap
 from dnabert2.encoding import EncodedSplit, EncodedTask
 from dnabert2.errors import UsageError
 from dnabert2.gue import Recipe
+from dnabert2.label_scale import UNSCALED, LabelScale
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
@@ -36,8 +37,8 @@ class Collator:
     Args:
         pad_token_id: fills the rows up on their right.
         has_token_types: whether the model takes them.
-        length: of all batches, for a compiler to make one program of all; or None, up to a batch's longest row: a CPU
-            computes padding for nothing, and compiles nothing.
+        length: of all batches, for a compiler to make one program of all; or None, up to a batch's longest row; see
+            `batch_length`.
         device: where batches go.
     """
 
@@ -66,6 +67,12 @@ class Collator:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
 
+def batch_length(accelerator: Accelerator, task: EncodedTask) -> int | None:
+    """`Collator.length`: without a compiler padding is computed for nothing."""
+    is_compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    return task.max_seq_length if is_compiled and accelerator.device.type == "cuda" else None
+
+
 def row_losses(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
     """The loss of each row, [rows], of logits [rows, outputs]; of several labels a row the mean over them."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -77,10 +84,10 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) ->
     return functional.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="none")
 
 
-def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+def probabilities(logits: np.ndarray, problem_type: str, scale: LabelScale = UNSCALED) -> np.ndarray:
     """
     What `metrics.score` takes, float64: the mean over strands of what logits [strands, rows, outputs] say: [rows,
-    outputs], of a regression [rows].
+    outputs], of a regression [rows] in the unit of its labels.
     """
     values = torch.from_numpy(logits).double()
     if problem_type == SINGLE_LABEL:
@@ -88,7 +95,7 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     elif problem_type == MULTI_LABEL:
         values = values.sigmoid()
     values = values.mean(dim=0)
-    return (values[:, 0] if problem_type == REGRESSION else values).numpy()
+    return scale.restore(values[:, 0].numpy()) if problem_type == REGRESSION else values.numpy()
 
 
 def predict(
@@ -132,13 +139,19 @@ def strands_of(task: EncodedTask, split: str) -> list[EncodedSplit]:
     return [strands[split] for strands in (task.splits, task.reverse_complements) if strands]
 
 
-def score(accelerator: Accelerator, logits: np.ndarray, labels: np.ndarray, problem_type: str) -> dict:
+def score(
+    accelerator: Accelerator,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    problem_type: str,
+    scale: LabelScale = UNSCALED,
+) -> dict:
     """The loss, the mean over rows and strands, and the scores of a split; on every process the same."""
-    target = torch.from_numpy(labels)
+    target = scale.standardise(torch.from_numpy(labels))
     loss = np.mean([row_losses(torch.from_numpy(strand).double(), target, problem_type).mean() for strand in logits])
     scores = [None]
     if accelerator.is_main_process:  # for all: evaluate keeps files
-        scores = [metrics.score(problem_type, probabilities(logits, problem_type), labels)]
+        scores = [metrics.score(problem_type, probabilities(logits, problem_type, scale), labels)]
     return {"loss": float(loss), **broadcast_object_list(scores)[0]}
 
 
@@ -191,6 +204,7 @@ def finetune(
     metrics_file: MetricsFile,
     logging_steps: int,
     name: str,
+    scale: LabelScale = UNSCALED,
 ) -> dict:
     """
     Trains the model, on the accelerator's device, and leaves it with its best weights.
@@ -199,6 +213,7 @@ def finetune(
         recipe: with `max_train_steps` set.
         metrics_file: gets a line every `logging_steps` and evaluation: loss, learning_rate, dev_loss, dev_mcc, ...
         name: of the run, for its progress bar.
+        scale: of the labels; losses are of standardised ones, all other scores in the unit of the labels.
 
     Returns:
         dev's scores at the best step, and "step", that one.
@@ -234,7 +249,7 @@ def finetune(
         for _ in range(accumulated):
             keys = next(micro_batches)
             batch = collator([(strand(epoch, row), row) for epoch, row in keys])
-            labels = collator.tensor(train.labels[[row for _, row in keys]])
+            labels = scale.standardise(collator.tensor(train.labels[[row for _, row in keys]]))
             loss = row_losses(model(**batch).logits, labels, problem_type).sum() / recipe.total_train_batch_size
             accelerator.backward(loss)
             total += loss.detach()
@@ -264,7 +279,7 @@ def finetune(
             progress.set_postfix(loss=f"{values['loss']:.3f}")
         if is_last or done % recipe.eval_steps == 0:
             logits = predict(accelerator, model, collator, strands_of(task, "dev"), eval_batch_size)
-            scores = score(accelerator, logits, task.splits["dev"].labels, problem_type)
+            scores = score(accelerator, logits, task.splits["dev"].labels, problem_type, scale)
             values |= {f"dev_{key}": value for key, value in scores.items()}
             if is_better(scores, best, selection_metric):
                 best = {"step": done, **scores}

@@ -165,6 +165,8 @@ def recipe_of(args: argparse.Namespace, recipe: Recipe, train_rows: int) -> Reci
     if recipe.num_train_epochs is not None:
         steps = math.ceil(recipe.num_train_epochs * train_rows / recipe.total_train_batch_size)
         recipe = replace(recipe, max_train_steps=steps)
+    if args.eval_steps is None:  # the best of a short run is chosen from some steps, too
+        recipe = replace(recipe, eval_steps=min(recipe.eval_steps, max(1, recipe.max_train_steps // 5)))
     if args.num_warmup_steps is None:
         return replace(recipe, num_warmup_steps=min(recipe.num_warmup_steps, recipe.max_train_steps // 2))
     if recipe.num_warmup_steps > recipe.max_train_steps:

@@ -9,6 +9,7 @@ seeds; a task's the mean over its datasets, each of the same weight.
 import argparse
 import json
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -16,7 +17,7 @@ from dnabert2 import gue_picture
 from dnabert2.data_checks import checks_markdown
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
-from dnabert2.gue import GROUPS, TASKS, TASKS_BY_NAME
+from dnabert2.gue import GROUPS, TASKS, TASKS_BY_NAME, Task
 from dnabert2.metrics import MAIN_METRIC
 
 
@@ -24,7 +25,11 @@ RESULTS_FILE = "all_results.json"  # of a run, as in dnabert2.checkpoints, which
 CHECKS_FILE = "data_checks.json"
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "gue_results.json", "gue_results.md", "gue_results.png"
 SHOWN = ("DNABERT-2", "DNABERT (6-mer)", "NT-2500M-multi")  # of the published scores
-COMMON = "model_name_or_path config_name use_lora reverse_complement kmer selection_metric mixed_precision".split()
+OF_DATA = "seed data_files dataset_name dataset_config_name problem_type".split()  # arguments that runs may differ in
+NAMED = {
+    "model_name_or_path": "model_files",
+    "dataset_name": "data_files",
+}  # names, and the fingerprints of what they name
 
 
 def read_json(file: Path) -> dict:
@@ -32,6 +37,13 @@ def read_json(file: Path) -> dict:
         return json.loads(file.read_text())
     except ValueError as error:
         raise UsageError(f"{file} is no JSON: remove its folder to run it again") from error
+
+
+def differing(one: dict, other: dict) -> list[str]:
+    """The arguments in which two runs differ. Of what has the same fingerprint in both the name does not matter."""
+    changed = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+    same = {name for name, files in NAMED.items() if files not in changed and one.get(files) is not None}
+    return sorted(changed - same)
 
 
 def scores_line(scores: dict) -> str:
@@ -59,7 +71,9 @@ def summary_of_task(name: str, runs: list[dict]) -> dict:
     Returns:
         {"task", "group", "metric", "seeds" {seed: score}, "mean", "sd" (of the sample; None of one seed), "published"
         {model: score}, "collapsed" (seeds that predict one and the same for all rows), "train_is_from_dev",
-        "truncated_rows" {split: rows}, "max_seq_length", "other_scores" {metric: mean over seeds}}
+        "recipe_changes" {name: [published, values of the runs]}, "train_rows" (of the run that has fewest),
+        "published_train_rows" (None: not known), "truncated_rows" {split: rows}, "max_seq_length", "other_scores"
+        {metric: mean over seeds}}
     """
     task = TASKS_BY_NAME.get(name)
     metric = task.metric if task else MAIN_METRIC[runs[0]["problem_type"]]
@@ -80,11 +94,28 @@ def summary_of_task(name: str, runs: list[dict]) -> dict:
         "published": task.published if task else {},
         "collapsed": [run["seed"] for run in runs if run["test"]["collapsed"]],
         "train_is_from_dev": runs[0]["train_is_from_dev"],
+        "recipe_changes": _recipe_changes(task, runs) if task else {},
+        "train_rows": min(run["rows"]["train"] for run in runs),
+        "published_train_rows": task.rows["train"] if task else None,
         "truncated_rows": runs[0]["truncated_rows"],
         "max_seq_length": runs[0]["max_seq_length"],
         "train_seconds": sum(run["train_seconds"] for run in runs),
         "other_scores": others,
     }
+
+
+def _recipe_changes(task: Task, runs: list[dict]) -> dict[str, list]:
+    """What the runs of a task of GUE did not do as the published ones: [published, ours, ...] by name."""
+    changes = {}
+    for name, published in asdict(task.recipe).items():
+        if name == "max_train_steps" and published is None:
+            continue  # follows from the epochs
+        used = list(dict.fromkeys(run["recipe"][name] for run in runs))
+        if name == "num_train_epochs" and used == [None]:
+            name, published, used = "steps", f"{published} epochs", [run["recipe"]["max_train_steps"] for run in runs]
+        if used != [published]:
+            changes[name] = [published, *dict.fromkeys(used)]
+    return changes
 
 
 def _percent(score: float | None) -> float | None:
@@ -124,11 +155,14 @@ def summarise(runs: dict[str, list[dict]]) -> dict:
 
 
 def _settings(runs) -> list[dict]:
-    """The settings of the runs that all should share; more than one: the table mixes models."""
+    """The arguments that all runs should share, given ones only; more than one: the table mixes models or recipes."""
     found = []
     for run in runs:
-        settings = {key: value for key, value in run["arguments"].items() if key in COMMON and value}
-        if settings not in found:
+        given = {
+            key: value for key, value in run["arguments"].items() if value not in (None, "") and value is not False
+        }
+        settings = {key: value for key, value in given.items() if key not in OF_DATA}
+        if all(differing(settings, other) for other in found):
             found.append(settings)
     return found
 
@@ -144,6 +178,11 @@ def _notes(dataset: dict) -> str:
         notes.append(f"**collapsed: one prediction for all rows** (seed {seeds})")
     if dataset["train_is_from_dev"]:
         notes.append("trained on a part of dev †")
+    elif dataset["train_rows"] < (dataset["published_train_rows"] or 0):
+        notes.append(f"**train has {dataset['train_rows']:,} of {dataset['published_train_rows']:,} rows**")
+    if changes := dataset["recipe_changes"]:
+        told = (f"{name} {' and '.join(map(str, used))}, not {before}" for name, (before, *used) in changes.items())
+        notes.append(f"recipe is not the published: {'; '.join(told)}")
     if any(dataset["truncated_rows"].values()):
         cut = ", ".join(f"{rows:,} of {split}" for split, rows in dataset["truncated_rows"].items() if rows)
         notes.append(f"rows cut to {dataset['max_seq_length']} tokens: {cut}")
@@ -156,7 +195,9 @@ def markdown(summary: dict, checks: list[dict]) -> str:
     for settings in summary["runs_of"]:
         lines.append("Runs of " + ", ".join(f"{key} {value}" for key, value in settings.items()) + ".")
     if len(summary["runs_of"]) > 1:
-        lines.append("**The runs differ in more than data and seed: their means are not of one model.**")
+        first, *others = summary["runs_of"]
+        names = ", ".join(sorted({key for other in others for key in differing(first, other)}))
+        lines.append(f"**The runs differ in more than data and seed ({names}): their means are not of one model.**")
     lines += [
         "",
         "Scores on test in percent: mean ± standard deviation over seeds. Published ones are of the paper "

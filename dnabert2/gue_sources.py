@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from dnabert2.errors import UsageError
 from dnabert2.gue import TASKS_BY_NAME, Recipe, Task, select_tasks
-from dnabert2.labelled import SINGLE_LABEL, TaskData, load_dataset_task, load_task
+from dnabert2.labelled import SINGLE_LABEL, TaskData, dataset_builder, load_dataset_task, load_task
 from dnabert2.labelled_rows import find_table
 
 
@@ -35,10 +35,13 @@ class Source:
             return load_task(self.folder, self.problem_type, self.name)
         return load_dataset_task(*self.dataset, self.problem_type)
 
-    def fingerprint(self) -> str | None:
-        """The same for the same files; None for a dataset, which has a name only."""
+    def fingerprint(self) -> str:
+        """The same for the same files; of a dataset of the Hub for the same revision."""
         if self.folder is None:
-            return None
+            folder = Path(self.dataset[0])
+            if not folder.is_dir():
+                return dataset_builder(*self.dataset).hash
+            return fingerprint(path for path in folder.rglob("*") if path.is_file())
         files = (path for path in self.folder.iterdir() if path.name.partition(".")[0] in SPLIT_NAMES)
         return fingerprint(path for path in files if path.is_file())
 
@@ -53,12 +56,14 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def model_fingerprint(name_or_path: str) -> str | None:
-    """Of a model's folder; None for a model on the Hub."""
+    """Of weights, sizes and tokenizer in a model's folder; None for a model on the Hub."""
     folder = Path(name_or_path)
     if not folder.is_dir():
         return None
     return fingerprint(
-        path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".safetensors", ".bin") or path.name.startswith(("config.json", "tokenizer", "vocab"))
     )
 
 

@@ -15,6 +15,8 @@ import math
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,6 +117,27 @@ def load_task(
     return _task(name or folder.resolve().name, problem_type, rows, seed)
 
 
+def dataset_builder(dataset_name: str, dataset_config_name: str | None = None) -> datasets.DatasetBuilder:
+    """What makes a dataset of the Hub, or of a folder, with nothing made yet. UsageError if there is none."""
+    with _dataset_errors(dataset_name):
+        builder = datasets.load_dataset_builder(dataset_name, dataset_config_name)
+        if hasattr(builder.config, "keep_default_na"):  # of CSV: "NA" is two bases
+            builder = datasets.load_dataset_builder(dataset_name, dataset_config_name, keep_default_na=False)
+    return builder
+
+
+@contextmanager
+def _dataset_errors(dataset_name: str) -> Iterator[None]:
+    try:
+        yield
+    # RuntimeError: a dataset that is a script; LookupError: an empty name
+    except (OSError, ValueError, LookupError, RuntimeError, DatasetsError, httpx.HTTPError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UsageError(
+            f"--dataset_name {dataset_name}: {reason}; check its name, --dataset_config_name and the connection"
+        ) from error
+
+
 def load_dataset_task(
     dataset_name: str, dataset_config_name: str | None = None, problem_type: str = SINGLE_LABEL, seed: int = 0
 ) -> TaskData:
@@ -127,18 +150,10 @@ def load_dataset_task(
     Raises:
         UsageError: if the dataset cannot be read, or a split is missing or cannot be used.
     """
-    try:
-        builder = datasets.load_dataset_builder(dataset_name, dataset_config_name)
-        if hasattr(builder.config, "keep_default_na"):  # of CSV: "NA" is two bases
-            builder = datasets.load_dataset_builder(dataset_name, dataset_config_name, keep_default_na=False)
+    builder = dataset_builder(dataset_name, dataset_config_name)
+    with _dataset_errors(dataset_name):
         builder.download_and_prepare()
         found = builder.as_dataset()
-    # RuntimeError: a dataset that is a script; LookupError: an empty name
-    except (OSError, ValueError, LookupError, RuntimeError, DatasetsError, httpx.HTTPError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UsageError(
-            f"--dataset_name {dataset_name}: {reason}; check its name, --dataset_config_name and the connection"
-        ) from error
     where = "/".join(filter(None, (dataset_name, dataset_config_name)))
     rows = {}
     for split, names in {"train": ["train"], "dev": ["dev", "validation"], "test": ["test"]}.items():
@@ -168,6 +183,12 @@ def _task(name: str, problem_type: str, rows: dict[str, Rows], seed: int) -> Tas
     for split, its_rows in rows.items():
         if (its_rows.pairs is None) != (learned.pairs is None):
             raise UsageError(f"{its_rows.where} and {learned.where}: one has pairs of sequences and the other has not")
+        columns, its_columns = learned.label_columns or ["label"], its_rows.label_columns or ["label"]
+        if problem_type == MULTI_LABEL and (differing := sorted({*columns} ^ {*its_columns})):
+            raise UsageError(
+                f"{its_rows.where} and {learned.where} have other columns of labels: only one of them has "
+                f"{', '.join(map(repr, differing[:20]))}; mend the columns, of 0 and 1 in every split"
+            )
         labels = _encode_labels(its_rows, problem_type, label_names)
         splits[split] = Split(its_rows.where, its_rows.ids, its_rows.sequences, its_rows.pairs, labels)
     labels = splits["train" if "train" in splits else "dev"].labels

@@ -11,10 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from dnabert2 import classifiers
+from dnabert2.checkpoints import RESULTS_FILE
 from dnabert2.encoding import encode, position_limit
 from dnabert2.errors import UsageError
 from dnabert2.files import write_whole
-from dnabert2.finetuning import Collator, predict, probabilities, strands_of
+from dnabert2.finetuning import Collator, batch_length, predict, probabilities, strands_of
+from dnabert2.label_scale import read_scale
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Split, TaskData, read_unlabelled
 from dnabert2.labelled_rows import SEPARATOR
 from dnabert2.loading import load_tokenizer
@@ -28,7 +30,7 @@ def write_predictions(file: Path, split: Split, values: np.ndarray, problem_type
     Writes the predictions of a split, in its order.
 
     Columns: row (from 1), id (if the split has names of its own), label (if known), predicted, and probability_NAME
-    of each label. Several labels of a row have ";" between them, and are predicted from 0.5 on.
+    of each label. Several labels of a row have ";" between them, and are predicted above 0.5.
 
     Args:
         values: as of `finetuning.probabilities`.
@@ -68,6 +70,10 @@ def _names(labels: np.ndarray, problem_type: str, label_names: Sequence[str]) ->
 
 def predict_file(args: Namespace, accelerator: Accelerator) -> Path:
     """Predicts --predict_file by the fine-tuned model of the arguments, and returns where that is written."""
+    if (args.output_dir / RESULTS_FILE).exists():
+        raise UsageError(
+            f"--output_dir {args.output_dir} holds a finished run and its {PREDICTIONS_FILE}: name another one"
+        )
     split = read_unlabelled(args.predict_file)
     model = classifiers.load_finetuned(args.model_name_or_path, args.trust_remote_code)
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, args.trust_remote_code)
@@ -83,7 +89,7 @@ def predict_file(args: Namespace, accelerator: Accelerator) -> Path:
     collator = Collator(
         tokenizer.pad_token_id,
         classifiers.takes_token_types(model),
-        None if accelerator.device.type == "cpu" else task.max_seq_length,
+        batch_length(accelerator, task),
         accelerator.device,
     )
     model = accelerator.prepare_model(model, evaluation_mode=True)
@@ -92,7 +98,8 @@ def predict_file(args: Namespace, accelerator: Accelerator) -> Path:
     file = args.output_dir / PREDICTIONS_FILE
     if accelerator.is_main_process:
         make_folder(args.output_dir)
-        write_predictions(file, split, probabilities(logits, problem_type), problem_type, label_names)
+        values = probabilities(logits, problem_type, read_scale(config))
+        write_predictions(file, split, values, problem_type, label_names)
         if cut := task.splits["test"].truncated:
             accelerator.print(f"{cut:,} rows were cut to {task.max_seq_length} tokens")
     return file

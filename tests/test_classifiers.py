@@ -14,9 +14,9 @@ import torch
 from gue_runs import command, predictions, results, run_here, save_base, sequences, write_task
 from models import ROOT
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, XLNetConfig, XLNetLMHeadModel
 
-from dnabert2 import classifiers
+from dnabert2 import checkpoints, classifiers
 from dnabert2.gue_arguments import LORA_TARGETS
 from dnabert2.loading import load_tokenizer, new_model
 
@@ -128,3 +128,24 @@ def test_an_adapter_without_its_weights_is_refused(adapted, tmp_path, monkeypatc
     parts = ["--model_name_or_path", tmp_path, "--predict_file", adapted.parents[2] / "task/test.csv"]
     with pytest.raises(SystemExit, match="safetensors is missing"):
         run_here(monkeypatch, *map(str, parts), "--output_dir", str(tmp_path / "out"))
+
+
+def test_a_head_of_other_names_is_saved_with_its_adapter(tmp_path, monkeypatch):
+    """XLNet's: its summary and projection are fresh, and no part of its encoder."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(ROOT / "bpe_tokenizer")
+    config = XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64)
+    XLNetLMHeadModel(config).save_pretrained(tmp_path / "base")
+    checkpoints.save_tokenizer(tokenizer, tmp_path / "base")
+    options = {"model_name_or_path": tmp_path / "base", "data_dir": write_task(tmp_path / "task"), "use_lora": True}
+    options |= {"lora_target_modules": "layer_1", "save_model": True, "max_train_steps": 2, "output_dir": tmp_path}
+    run_here(monkeypatch, *command(**options))
+    folder = tmp_path / "task/seed-1"
+    names = load_file(folder / "adapter_model.safetensors").keys()
+    assert {"summary.weight", "logits_proj.weight"} <= {".".join(name.split(".")[-2:]) for name in names}
+    options = {"predict_file": tmp_path / "task/test.csv", "output_dir": tmp_path / "new"}
+    parts = [f"--{key}={value}" for key, value in (options | {"model_name_or_path": folder}).items()]
+    torch.manual_seed(99)
+    run_here(monkeypatch, *parts)
+    found, expected = ([float(row["probability_1"]) for row in predictions(at)] for at in (tmp_path / "new", folder))
+    assert found == pytest.approx(expected, abs=1e-5)

@@ -6,6 +6,8 @@ pytest tests/test_finetuning.py
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -19,7 +21,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from dnabert2.encoding import EncodedSplit
 from dnabert2.errors import UsageError
 from dnabert2.finetuning import Collator, is_better, predict, probabilities, row_losses
+from dnabert2.gue import Recipe
+from dnabert2.gue_arguments import recipe_of
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from run_gue import default_precision
 
 
 CPU = torch.device("cpu")
@@ -157,3 +162,31 @@ def assert_same(one, other):
     assert found == pytest.approx(expected, abs=1e-4) and len(found) == 27
     assert [row["row"] for row in predictions(other)] == [str(number) for number in range(1, 28)]
     assert results(one)["test"] == pytest.approx(results(other)["test"], abs=1e-4)
+
+
+def test_a_short_run_is_evaluated_five_times_unless_told_otherwise():
+    def eval_steps(**given):
+        args = Namespace(**{field.name: None for field in fields(Recipe)} | given)
+        return recipe_of(args, Recipe(), 3200).eval_steps
+
+    assert (eval_steps(), eval_steps(max_train_steps=4), eval_steps(max_train_steps=5000)) == (60, 1, 200)
+    assert eval_steps(eval_steps=150) == 150
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_gpu", "expected"),
+    [
+        ({}, True, "bf16"),
+        ({}, False, None),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, True, None),
+        ({"ACCELERATE_USE_CPU": "true"}, True, None),
+    ],
+)
+def test_bf16_is_for_gpus_where_the_launcher_chose_nothing(monkeypatch, environment, has_gpu, expected):
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert default_precision() == expected

@@ -4,18 +4,21 @@ pytest tests/test_gue_report.py
 """
 
 import json
+from dataclasses import asdict
 from statistics import mean
 
 import pytest
 
 from dnabert2 import gue_report
 from dnabert2.errors import UsageError
-from dnabert2.gue import TASKS, published_mean
+from dnabert2.gue import TASKS, TASKS_BY_NAME, Recipe, published_mean
 from dnabert2.gue_report import markdown, read_runs, summarise, write_report
 
 
 def write_run(folder, name, seed, score, **values):
     test = {"loss": 0.5, "accuracy": 0.9, "mcc": score, "macro_f1": score, "auroc": None, "collapsed": False}
+    task = TASKS_BY_NAME.get(name)
+    rows = task.rows["train"] if task else None
     results = {
         "task": name,
         "seed": seed,
@@ -25,6 +28,8 @@ def write_run(folder, name, seed, score, **values):
         "truncated_rows": {"train": 0, "dev": 0, "test": 0},
         "max_seq_length": 64,
         "train_seconds": 1.0,
+        "rows": {"train": rows or 100},
+        "recipe": asdict(task.recipe if task else Recipe()) | values.pop("recipe", {}),
         "arguments": {"model_name_or_path": "mini", "use_lora": False} | values.pop("arguments", {}),
     } | values
     run = folder / name / f"seed-{seed}"
@@ -91,7 +96,26 @@ def test_runs_of_several_models_are_not_passed_for_one(tmp_path):
     assert "differ in more" not in markdown(summarise(read_runs(tmp_path)), [])
     write_run(tmp_path, "tf/1", 42, 0.6, arguments={"use_lora": True})
     page = markdown(summarise(read_runs(tmp_path)), [])
-    assert "differ in more than data and seed" in page and "use_lora True" in page
+    assert "differ in more than data and seed (use_lora)" in page and "use_lora True" in page
+
+
+def test_all_arguments_but_those_of_data_tell_runs_apart_and_models_are_known_by_their_files(tmp_path):
+    common = {"model_files": "abc", "lora_r": None}
+    write_run(tmp_path, "tf/0", 42, 0.6, arguments=common | {"data_files": "1"})
+    write_run(tmp_path, "tf/1", 43, 0.6, arguments=common | {"data_files": "2", "model_name_or_path": "/elsewhere"})
+    assert "differ in more" not in markdown(summarise(read_runs(tmp_path)), [])
+    write_run(tmp_path, "tf/2", 42, 0.6, arguments=common | {"model_files": "def", "learning_rate": 0.0})
+    page = markdown(summarise(read_runs(tmp_path)), [])
+    assert "data and seed (learning_rate, model_files)" in page and "learning_rate 0.0" in page
+
+
+def test_other_recipes_and_fewer_rows_than_the_published_are_marked(tmp_path):
+    write_run(tmp_path, "EMP/H3", 42, 0.6, recipe={"learning_rate": 1e-3, "eval_steps": 7}, rows={"train": 99})
+    write_run(tmp_path, "EMP/H4", 42, 0.6, recipe={"num_train_epochs": None, "max_train_steps": 5})
+    page = markdown(summarise(read_runs(tmp_path)), [])
+    assert "recipe is not the published: eval_steps 7, not 200; learning_rate 0.001, not 3e-05" in page
+    assert f"train has 99 of {TASKS_BY_NAME['EMP/H3'].rows['train']:,} rows" in page
+    assert "recipe is not the published: steps 5, not 3 epochs" in page
 
 
 def test_tasks_of_the_users_have_no_published_scores_and_no_part_in_gues_mean(tmp_path):

@@ -66,6 +66,12 @@ def test_several_labels_are_separated_by_semicolons_or_have_columns(folder):
     assert data.splits["train"].labels.tolist() == [[1, 1], [0, 0], [0, 1]]
 
 
+def test_columns_of_labels_that_differ_between_splits_are_refused(folder):
+    columns = "sequence,liver,brain\nACGT,1,1\nCCGT,0,1\n"
+    with pytest.raises(UsageError, match=r"dev\.csv and .*train\.csv have other columns .* 'brain', 'heart'"):
+        load_task(folder(train=columns, dev=columns.replace("brain", "heart"), test=columns), MULTI_LABEL)
+
+
 def test_a_regression_has_numbers_for_labels(folder):
     text = "sequence,label\nACGT,-1.5\nCCGT,2\nGGGG,1e-3\n"
     data = load_task(folder(train=text, dev=text, test=text), REGRESSION)

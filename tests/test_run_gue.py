@@ -121,11 +121,11 @@ def test_the_tables_name_what_is_there_and_what_is_missing(finished, capsys):
     assert "## Data" in page and (finished / "gue_results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_finished_runs_are_kept_and_other_arguments_refused(run, gue, finished, tmp_path):
+def test_finished_runs_are_kept_and_other_arguments_refused(run, gue, base, finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     shutil.rmtree(out / "tf/0/seed-2")
     before = (out / "tf/0/seed-1/all_results.json").stat().st_mtime_ns
-    run(data_dir=gue, seeds=[1, 2])
+    run(data_dir=gue, seeds=[1, 2], model_name_or_path=shutil.copytree(base, tmp_path / "moved"))
     assert (out / "tf/0/seed-1/all_results.json").stat().st_mtime_ns == before
     assert predictions(out / "tf/0/seed-2") == predictions(finished / "tf/0/seed-2")
     assert "learning_rate was 0.005, is 0.003" in refusal(run, data_dir=gue, seeds=[1, 2], learning_rate=3e-3)
@@ -176,6 +176,10 @@ def test_a_dataset_with_the_same_columns(run, tmp_path):
     (task / "dev.csv").rename(task / "validation.csv")
     run(dataset_name=task)
     assert results(tmp_path / "out/user/genes/seed-1")["rows"] == {"train": 64, "dev": 22, "test": 26}
+    moved = shutil.copytree(task, tmp_path / "moved" / "user" / "genes")
+    run(dataset_name=moved)  # the same files: finished
+    write_task(moved, splits=("train",), rows=(62, 0, 0))
+    assert "data_files was" in refusal(run, dataset_name=moved)
 
 
 def test_several_labels_a_row(run, tmp_path):
@@ -184,14 +188,6 @@ def test_several_labels_a_row(run, tmp_path):
     assert {row["label"] for row in predictions(folder)} == {"gc;short", "at"}
     assert results(folder)["test"]["auroc"] > 0.9
     assert {row["predicted"] for row in predictions(folder)} & {"gc;short", "at"}
-
-
-def test_regression(run, tmp_path):
-    task = write_task(tmp_path / "mine", label=lambda kind: 3.5 if kind else -1.25)
-    options = {"problem_type": "regression", "selection_metric": "spearman"}
-    folder = run(data_dir=task, **options) / "mine/seed-1"
-    assert results(folder)["test"]["spearman"] > 0.5
-    assert predictions(folder)[0].keys() == {"row", "label", "predicted"}
 
 
 def test_both_strands_are_trained_on_and_averaged(run, gue):
