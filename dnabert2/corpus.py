@@ -42,14 +42,14 @@ from dnabert2.windows import (
     Windows,
     check_tokenizer,
     region_bases,
-    regions,
     reverse_complement,
+    split_regions,
 )
 
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 4  # part of every cache key: a change of what is stored must change it
+CACHE_VERSION = 5  # part of every cache key: a change of what is stored must change it
 BATCH_BASES = 20_000_000  # given to the tokenizer at a time, which shares them out over the cores
 
 
@@ -88,22 +88,21 @@ def prepare_source(
     new_cutter = partial(WindowCutter, max_seq_length, tokenizer)
     windows = {split: defaultdict(list) for split in SPLITS}  # of each species
     cutters = defaultdict(new_cutter)  # of each species, split and strand
-    split_of, bases, tokens, sequence = Splitter(validation_percentage), 0, 0, hashlib.sha256()
-    remaining = regions(source.records(), max_seq_length)
+    bases, tokens, sequence = 0, 0, hashlib.sha256()
+    remaining = split_regions(source.records(), max_seq_length, Splitter(validation_percentage))
     regions_at_once = max(1, BATCH_BASES // region_bases(max_seq_length))
     while batch := list(islice(remaining, regions_at_once)):
-        splits = [split_of(species, region) for species, region in batch]
         for strand in range(1 + both_strands):
-            strands = [reverse_complement(region) if strand else region for _, region in batch]
-            for (species, _), split, encoding in zip(batch, splits, encode(strands), strict=True):
+            strands = [reverse_complement(region) if strand else region for *_, region in batch]
+            for (split, species, _), encoding in zip(batch, encode(strands), strict=True):
                 if split == "train" or not strand:  # the other strand is more to learn from, not more to judge by
                     ids = np.array(encoding.ids, dtype=np.uint16)
                     if len(rows := cutters[species, split, strand](ids)):  # of short sequences few fill one
                         windows[split][species].append(rows)
                     tokens += len(ids)
-        sequence.update("".join(region for _, region in batch).encode())
-        bases += sum(len(region) for _, region in batch)
-        progress.update(sum(len(region) for _, region in batch))
+        sequence.update("".join(region for *_, region in batch).encode())
+        bases += sum(len(region) for *_, region in batch)
+        progress.update(sum(len(region) for *_, region in batch))
 
     for species, split, rows in _of_left_overs(cutters, new_cutter):
         windows[split][species].append(rows)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ except ImportError:  # Windows
 SPLITS = ("train", "validation")
 REGION_WINDOWS = 32
 BASES_A_TOKEN = 5  # about what the BPE vocabulary of 4,096 gives; decides the length of regions, nothing else
+SPLIT_LENGTH = 128  # windows of this and of any greater length are split alike
 _COMPLEMENT = str.maketrans("ACGTRYKMBVDH", "TGCAYRMKVBHD")  # N, S and W are their own
 
 
@@ -122,6 +124,26 @@ def regions(records: Iterable[Record], max_seq_length: int) -> Iterator[tuple[st
         for _, run in acgt_runs(record.sequence):
             for start in range(0, len(run), length):
                 yield record.species, run[start : start + length]
+
+
+def split_regions(
+    records: Iterable[Record], max_seq_length: int, split_of: "Splitter"
+) -> Iterator[tuple[str, str | None, str]]:
+    """
+    Split, species and bases of the records' regions.
+
+    What is held out does not depend on the length of windows from `SPLIT_LENGTH` on, so that a model can go on to
+    longer ones without being judged by what it was trained on: the split is decided for the regions of `SPLIT_LENGTH`,
+    and neighbours of one split make up a longer one.
+    """
+    length, block = (region_bases(tokens) for tokens in (max_seq_length, min(max_seq_length, SPLIT_LENGTH)))
+    for record in records:
+        for _, run in acgt_runs(record.sequence):
+            blocks = (run[start : start + block] for start in range(0, len(run), block))
+            for split, neighbours in groupby(blocks, key=lambda bases: split_of(record.species, bases)):
+                stretch = "".join(neighbours)
+                for start in range(0, len(stretch), length):
+                    yield split, record.species, stretch[start : start + length]
 
 
 class Splitter:

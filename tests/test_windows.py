@@ -18,6 +18,7 @@ from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.sequences import Record
 from dnabert2.windows import (
+    SPLIT_LENGTH,
     Splitter,
     WindowCutter,
     Windows,
@@ -25,6 +26,7 @@ from dnabert2.windows import (
     region_bases,
     regions,
     reverse_complement,
+    split_regions,
 )
 
 
@@ -192,6 +194,22 @@ def test_a_region_goes_where_it_went_before_on_whatever_strand(drawn, percentage
     for species in "ab":  # repeats do not count: of the others every species has its share
         train, validation = (seen[species, split] for split in ("train", "validation"))
         assert abs(validation - (train + validation) * percentage / 100) <= 1
+
+
+@wild
+@given(st.lists(st.integers(100, 400_000), min_size=1, max_size=4), st.sampled_from([5, 20, 50]))
+def test_windows_of_every_length_hold_out_the_same_bases(lengths, percentage):
+    draw = np.random.default_rng(0)
+    records = [Record(str(i), "".join(draw.choice([*"ACGT"], length))) for i, length in enumerate(lengths)]
+    held_out = {}
+    for max_seq_length in (SPLIT_LENGTH, 256, 1000, 8192):
+        found = [*split_regions(records, max_seq_length, Splitter(percentage))]
+        assert "".join(region for *_, region in found) == "".join(record.sequence for record in records)
+        assert max(len(region) for *_, region in found) <= region_bases(max_seq_length)
+        held_out[max_seq_length] = "".join(region for split, _, region in found if split == "validation")
+    assert len({*held_out.values()}) == 1
+    blocks = sum(-(-length // region_bases(SPLIT_LENGTH)) for length in lengths)
+    assert bool(held_out[SPLIT_LENGTH]) or blocks * percentage < 100
 
 
 # --- parts and species -------------------------------------------------------------------------------------------
