@@ -29,8 +29,8 @@ from dnabert2.padding import Collator
 class StandIn:
     """Behaves as a graph does: a replay computes anew from its inputs, into the memory of the first call."""
 
-    def __init__(self, function, inputs, parameters):
-        self.parameters = parameters
+    def __init__(self, function, inputs, parameters, shared):
+        self.parameters, self.shared = parameters, shared
         self.call = lambda: function(**inputs)
         self.result, self.gradients = self.run()
         self.replays = 0
@@ -58,8 +58,7 @@ def stand_ins(monkeypatch):
     made = []
 
     def record(function, inputs, parameters, pool):
-        assert pool == ((0, 1) if made else None)
-        graph = StandIn(function, inputs, parameters)
+        graph = StandIn(function, inputs, parameters, pool)
         made.append(cuda_graphs.Recording(graph, inputs, graph.result, graph.gradients))
         return made[-1]
 
@@ -123,6 +122,7 @@ def test_a_recorded_call_gives_the_result_and_the_gradients_of_a_plain_one(stand
         assert weight.grad.tolist() == pytest.approx([x.sum().item() * draw] * 2) and unused.grad is None
         weight.grad = None  # as an optimiser leaves it
     assert [recording.graph.replays for recording in stand_ins] == [3, 1]
+    assert [recording.graph.shared for recording in stand_ins] == [None, (0, 1)]  # all in the first one's memory
 
 
 @pytest.fixture(scope="module")
