@@ -5,7 +5,8 @@
 
 The recipe of each dataset is the published one (dnabert2/gue.py), unless flags say otherwise. Left in --output_dir:
 TASK/seed-SEED/ with all_results.json, predictions.csv, metrics.jsonl and the model (--save_model); gue_results.md,
-.json and .png. Given again, the command keeps the runs that are finished.
+.json and .png. Given again, the command keeps the runs that are finished; one that was interrupted goes on from its
+last state (--checkpointing_steps) or begins anew, and ends the same.
 """
 
 import json
@@ -20,19 +21,21 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 from transformers import PreTrainedTokenizerBase
 
-from dnabert2 import classifiers, gue_report
+from dnabert2 import classifiers, cuda_graphs, gue_report
 from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, MetricsFile
 from dnabert2.data_checks import check_data
 from dnabert2.encoding import EncodedTask, encode
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
-from dnabert2.finetuning import Collator, batch_length, finetune, predict, probabilities, score, strands_of
-from dnabert2.gue_arguments import check_args, micro_batch_size, parse_args, recipe_of
+from dnabert2.finetuning import finetune, predict, probabilities, score, strands_of
+from dnabert2.gue_arguments import check_args, eval_batch_size, micro_batch_size, parse_args, recipe_of
 from dnabert2.gue_sources import Source, find_sources, model_fingerprint
 from dnabert2.label_scale import scale_of_task, write_scale
 from dnabert2.labelled import REGRESSION, TaskData
 from dnabert2.loading import ROOT, load_tokenizer
+from dnabert2.padding import Collator, length_multiple
 from dnabert2.predictions import PREDICTIONS_FILE, make_folder, predict_file, write_predictions
+from dnabert2.run_state import RunState, arguments_of_state, remove_state
 
 
 # What decides the scores of a run, with its recipe, data and seed.
@@ -54,18 +57,22 @@ def run_folder(args: Namespace, source: Source, seed: int) -> Path:
 
 
 def is_finished(args: Namespace, folder: Path, arguments: dict) -> bool:
-    """Whether a run is done. Raises UsageError if it is, with other arguments or without what is to be kept of it."""
-    if not (folder / RESULTS_FILE).is_file():
+    """
+    Whether a run is done. Raises UsageError if it is done, or was interrupted, with other arguments, or if it is done
+    without what is to be kept of it.
+    """
+    is_done = (folder / RESULTS_FILE).is_file()
+    results = gue_report.read_json(folder / RESULTS_FILE) if is_done else {}
+    saved = results.get("arguments", {}) if is_done else arguments_of_state(folder)
+    if saved is None:
         return False
-    results = gue_report.read_json(folder / RESULTS_FILE)
-    saved = results.get("arguments", {})
     if changed := gue_report.differing(saved, arguments):
         differences = "; ".join(f"{key} was {saved.get(key)}, is {arguments.get(key)}" for key in changed)
         raise UsageError(f"{folder} is of another run ({differences}): name another --output_dir, or remove it")
     for name in ("save_model", "merge_adapter"):
-        if getattr(args, name) and not results[name]:
+        if is_done and getattr(args, name) and not results[name]:
             raise UsageError(f"{folder} is finished, but was run without --{name}: remove it to run it again")
-    return True
+    return is_done
 
 
 def runs_to_do(args: Namespace, accelerator: Accelerator, sources: list[Source]) -> dict[str, dict[int, dict]]:
@@ -75,11 +82,12 @@ def runs_to_do(args: Namespace, accelerator: Accelerator, sources: list[Source])
     runs = {}
     for source in sources:
         of_seed = {seed: arguments_of_run(args, source, seed, precision, model) for seed in args.seeds}
-        runs[source.name] = {
-            seed: arguments
-            for seed, arguments in of_seed.items()
-            if not is_finished(args, run_folder(args, source, seed), arguments)
-        }
+        runs[source.name] = {}
+        for seed, arguments in of_seed.items():
+            if not is_finished(args, folder := run_folder(args, source, seed), arguments):
+                runs[source.name][seed] = arguments
+            elif accelerator.is_main_process:
+                remove_state(folder)  # of a run that was killed when it had just finished
     accelerator.wait_for_everyone()  # all have looked before anything is written
     return runs
 
@@ -115,17 +123,25 @@ def run(
         write_scale(model.config, scale)
     if args.use_lora:
         model = classifiers.add_adapter(model, args)
-    attention = classifiers.use_attention(args, model, accelerator)
+    micro_batch = micro_batch_size(args, recipe, accelerator.num_processes)
+    use_cuda_graphs = (
+        not args.no_cuda_graphs
+        and cuda_graphs.can_record(accelerator, model, args.attn_implementation)
+        and micro_batch * accelerator.num_processes == recipe.total_train_batch_size
+    )
+    attention = classifiers.use_attention(args, model, accelerator, use_cuda_graphs)
     counts = classifiers.count_parameters(model)
     is_cuda = accelerator.device.type == "cuda"
     collator = Collator(
         pad_token_id=tokenizer.pad_token_id,
         has_token_types=classifiers.takes_token_types(model),
-        length=batch_length(accelerator, task),
+        multiple=length_multiple(accelerator, task.max_seq_length),
         device=accelerator.device,
     )
     # precision, device and compiler are Accelerate's; DDP is not used, see `finetuning.sum_gradients`
     model = accelerator.prepare_model(model, evaluation_mode=True)
+    eval_batch = eval_batch_size(args, accelerator.device.type, task.max_seq_length)
+    state = RunState(accelerator, folder, arguments, args.checkpointing_steps)
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -137,16 +153,18 @@ def run(
         recipe,
         problem_type=data.problem_type,
         seed=seed,
-        micro_batch_size=micro_batch_size(args, recipe, accelerator.num_processes),
-        eval_batch_size=args.per_device_eval_batch_size,
+        micro_batch_size=micro_batch,
+        eval_batch_size=eval_batch,
         selection_metric=args.selection_metric,
         scale=scale,
-        metrics_file=MetricsFile(folder / METRICS_FILE, 0, accelerator),
+        metrics_file=MetricsFile(folder / METRICS_FILE, state.first_step, accelerator),
         logging_steps=args.logging_steps,
         name=f"{source.name} seed {seed}",
+        use_cuda_graphs=use_cuda_graphs,
+        state=state,
     )
     seconds = time.perf_counter() - start
-    logits = predict(accelerator, model, collator, strands_of(task, "test"), args.per_device_eval_batch_size)
+    logits = predict(accelerator, model, collator, strands_of(task, "test"), eval_batch)
     test = score(accelerator, logits, data.splits["test"].labels, data.problem_type, scale)
     if accelerator.is_main_process:
         values = probabilities(logits, data.problem_type, scale)
@@ -171,12 +189,15 @@ def run(
             "save_model": args.save_model,
             "merge_adapter": args.merge_adapter,
             "attn_implementation": attention,
+            "cuda_graphs": use_cuda_graphs,
             "num_processes": accelerator.num_processes,
             "device": torch.cuda.get_device_name() if is_cuda else accelerator.device.type,
-            "train_seconds": round(seconds, 2),  # with the evaluations on dev
+            "resumed_at_step": state.first_step or None,
+            "train_seconds": round(seconds, 2),  # with the evaluations on dev; of a resumed run from there
             "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if is_cuda else None,
         }
         write_whole(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+        remove_state(folder)
     accelerator.print(f"{source.name} seed {seed}: test " + gue_report.scores_line(test))
     accelerator.free_memory()
 

@@ -1,22 +1,22 @@
 """One fine-tuning: batches, steps, the best weights by dev, predictions of whole splits.
 
-Nothing has a state that a checkpoint would have to hold: order, strands and dropout are functions of (seed, step), the
-best weights are kept in memory. A run lasts minutes: one that was interrupted begins anew and ends the same.
+Order, strands and dropout are functions of (seed, step): a run that was interrupted ends the same, whether it begins
+anew or goes on from a state that it wrote (dnabert2/run_state.py).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from dnabert2 import metrics
+from dnabert2 import cuda_graphs, metrics
 from dnabert2.batches import STRAND, Mixture, StepSampler, dropout_seed, random_stream
 from dnabert2.checkpoints import MetricsFile, unwrap
 from dnabert2.encoding import EncodedSplit, EncodedTask
@@ -24,53 +24,11 @@ from dnabert2.errors import UsageError
 from dnabert2.gue import Recipe
 from dnabert2.label_scale import UNSCALED, LabelScale
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from dnabert2.padding import Collator
+from dnabert2.run_state import RunState
 
 
 MAX_GRAD_NORM = 1.0  # the released recipe's, by transformers' default
-
-
-@dataclass(frozen=True)
-class Collator:
-    """
-    Pads rows to batches.
-
-    Args:
-        pad_token_id: fills the rows up on their right.
-        has_token_types: whether the model takes them.
-        length: of all batches, for a compiler to make one program of all; or None, up to a batch's longest row; see
-            `batch_length`.
-        device: where batches go.
-    """
-
-    pad_token_id: int
-    has_token_types: bool
-    length: int | None
-    device: torch.device
-
-    def __call__(self, rows: Sequence[tuple[EncodedSplit, int]]) -> dict[str, torch.Tensor]:
-        """The model's arguments, int64 [rows, length], for these rows of splits."""
-        length = self.length or max(len(split.input_ids[row]) for split, row in rows)
-        input_ids = np.full((len(rows), length), self.pad_token_id)
-        attention_mask, token_type_ids = np.zeros_like(input_ids), np.zeros_like(input_ids)
-        for i, (split, row) in enumerate(rows):
-            ids = split.input_ids[row]
-            input_ids[i, : len(ids)], attention_mask[i, : len(ids)] = ids, 1
-            if split.token_type_ids:
-                token_type_ids[i, : len(ids)] = split.token_type_ids[row]
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self.has_token_types and rows[0][0].token_type_ids:
-            batch["token_type_ids"] = token_type_ids
-        return {name: self.tensor(array) for name, array in batch.items()}
-
-    def tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
-
-
-def batch_length(accelerator: Accelerator, task: EncodedTask) -> int | None:
-    """`Collator.length`: without a compiler padding is computed for nothing."""
-    is_compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
-    return task.max_seq_length if is_compiled and accelerator.device.type == "cuda" else None
 
 
 def row_losses(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
@@ -117,7 +75,7 @@ def predict(
         order = sorted(range(len(split)), key=lambda row: -len(split.input_ids[row]))  # little padding in a batch
         share = order[accelerator.process_index :: accelerator.num_processes]
         size = math.ceil(len(split) / accelerator.num_processes)  # of the largest share
-        if collator.length:
+        if collator.multiple > 1:  # for a compiler
             size = math.ceil(size / batch_size) * batch_size
         share += [-1] * (size - len(share))
         logits = []
@@ -205,6 +163,8 @@ def finetune(
     logging_steps: int,
     name: str,
     scale: LabelScale = UNSCALED,
+    use_cuda_graphs: bool = False,
+    state: RunState | None = None,
 ) -> dict:
     """
     Trains the model, on the accelerator's device, and leaves it with its best weights.
@@ -214,6 +174,8 @@ def finetune(
         metrics_file: gets a line every `logging_steps` and evaluation: loss, learning_rate, dev_loss, dev_mcc, ...
         name: of the run, for its progress bar.
         scale: of the labels; losses are of standardised ones, all other scores in the unit of the labels.
+        use_cuda_graphs: record and replay the steps, of one micro-batch each: see `cuda_graphs.can_record`.
+        state: to go on from and to write, if the run may be interrupted; `metrics_file` begins where it does.
 
     Returns:
         dev's scores at the best step, and "step", that one.
@@ -226,41 +188,58 @@ def finetune(
     optimizer = build_optimizer(model, recipe, device)
     scheduler = get_scheduler("linear", optimizer, recipe.num_warmup_steps, recipe.max_train_steps)
     optimizer = accelerator.prepare(optimizer)
+    best, best_weights = state.load(model, trained, optimizer, scheduler) if state else (None, {})
+    first_step = state.first_step if state else 0
     train, other_strand = task.splits["train"], task.reverse_complements.get("train")
     sampler = StepSampler(
         Mixture([np.arange(len(train))], temperature=1.0, seed=seed),
         total_batch_size=recipe.total_train_batch_size,
         micro_batch_size=micro_batch_size,
-        first_step=0,
+        first_step=first_step,
         last_step=recipe.max_train_steps,
         process_index=accelerator.process_index,
         num_processes=processes,
     )
     micro_batches = iter(sampler)
     accumulated = recipe.total_train_batch_size // (micro_batch_size * processes)
+    train_collator = collator
+    if use_cuda_graphs:
+        train_collator = replace(collator, multiple=cuda_graphs.length_multiple(task.max_seq_length))
 
     def strand(epoch: int, row: int) -> EncodedSplit:
         is_other = other_strand and random_stream(seed, STRAND, epoch, row).random() < 0.5
         return other_strand if is_other else train
 
-    def training_step() -> torch.Tensor:
-        """This process's share of the loss, the mean over the rows of a step."""
-        total = torch.zeros((), device=device)
-        for _ in range(accumulated):
-            keys = next(micro_batches)
-            batch = collator([(strand(epoch, row), row) for epoch, row in keys])
-            labels = scale.standardise(collator.tensor(train.labels[[row for _, row in keys]]))
-            loss = row_losses(model(**batch).logits, labels, problem_type).sum() / recipe.total_train_batch_size
-            accelerator.backward(loss)
-            total += loss.detach()
-        return total
+    def next_batch() -> dict[str, torch.Tensor]:
+        keys = next(micro_batches)
+        labels = scale.standardise(collator.tensor(train.labels[[row for _, row in keys]]))
+        return {"labels": labels, **train_collator([(strand(epoch, row), row) for epoch, row in keys])}
 
-    best, best_weights = None, {}
-    progress = tqdm(total=recipe.max_train_steps, desc=name, disable=not accelerator.is_local_main_process)
-    for step in range(recipe.max_train_steps):
-        model.train()
-        torch.manual_seed(dropout_seed(seed, step, accelerator.process_index))
-        loss = training_step()
+    def forward_backward(labels: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
+        """What these rows add to the loss, the mean over the rows of a step."""
+        loss = row_losses(model(**batch).logits, labels, problem_type).sum() / recipe.total_train_batch_size
+        accelerator.backward(loss)
+        return loss.detach()
+
+    recorded = cuda_graphs.RecordedStep(forward_backward, [*trained.values()]) if use_cuda_graphs else None
+
+    def training_step(step: int) -> torch.Tensor:
+        """This process's share of the loss; its gradients are in the parameters."""
+        dropout = dropout_seed(seed, step, accelerator.process_index)
+        if recorded:
+            return recorded(next_batch(), dropout)
+        torch.manual_seed(dropout)
+        return sum(forward_backward(**next_batch()) for _ in range(accumulated))
+
+    model.train()
+    progress = tqdm(
+        total=recipe.max_train_steps,
+        initial=first_step,
+        desc=name,
+        disable=not accelerator.is_local_main_process,
+    )
+    for step in range(first_step, recipe.max_train_steps):
+        loss = training_step(step)
         sum_gradients(accelerator, [*trained.values()])
         accelerator.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
         optimizer.step()
@@ -279,6 +258,7 @@ def finetune(
             progress.set_postfix(loss=f"{values['loss']:.3f}")
         if is_last or done % recipe.eval_steps == 0:
             logits = predict(accelerator, model, collator, strands_of(task, "dev"), eval_batch_size)
+            model.train()
             scores = score(accelerator, logits, task.splits["dev"].labels, problem_type, scale)
             values |= {f"dev_{key}": value for key, value in scores.items()}
             if is_better(scores, best, selection_metric):
@@ -286,6 +266,8 @@ def finetune(
                 best_weights = {key: p.detach().clone() for key, p in trained.items()}
         if values:
             metrics_file.write(step=done, **values)
+        if state and not is_last:
+            state.save(done, model, trained, optimizer, scheduler, best, best_weights)
     progress.close()
     with torch.no_grad():
         for key, parameter in trained.items():

@@ -16,6 +16,7 @@ SELECTION_METRICS = {  # on dev, beside the loss
     MULTI_LABEL: ["auroc", "average_precision", "micro_f1", "macro_f1"],
     REGRESSION: ["spearman", "pearson", "r2"],
 }
+EVAL_TOKENS, MOST_EVAL_ROWS = 65536, 1024  # of a batch of predictions on a GPU
 LORA_TARGETS = "Wqkv,dense,gated_layers,wo"  # every matrix of an encoder layer
 
 
@@ -32,6 +33,12 @@ def parse_args(description: str) -> argparse.Namespace:
     model.add_argument("--trust_remote_code", action="store_true", help="run the code of a model on the Hub")
     model.add_argument(
         "--attn_implementation", choices=loading.ATTENTION, help="default: of DNABERT-2 the fastest that can run here"
+    )
+
+    model.add_argument(
+        "--no_cuda_graphs",
+        action="store_true",
+        help="launch every kernel of a training step by itself, also where DNABERT-2's can be launched as one graph",
     )
 
     data = parser.add_argument_group("data")
@@ -70,7 +77,11 @@ def parse_args(description: str) -> argparse.Namespace:
     recipe.add_argument(
         "--per_device_train_batch_size", type=int, help="sequences a device and forward (default: one forward a step)"
     )
-    recipe.add_argument("--per_device_eval_batch_size", type=int, default=128, help="default: 128")
+    recipe.add_argument(
+        "--per_device_eval_batch_size",
+        type=int,
+        help=f"default: 128; on a GPU as many as have {EVAL_TOKENS:,} tokens, at most {MOST_EVAL_ROWS:,}",
+    )
     recipe.add_argument("--eval_steps", type=int, help="steps from evaluation to evaluation on dev")
     recipe.add_argument(
         "--selection_metric", default="loss", help="on dev, of the checkpoint to test: loss, mcc, ... (default: loss)"
@@ -94,6 +105,11 @@ def parse_args(description: str) -> argparse.Namespace:
     )
     output.add_argument("--save_model", action="store_true", help="keep each run's best model, or its adapter")
     output.add_argument("--logging_steps", type=int, default=50, help="steps a line of metrics.jsonl (default: 50)")
+    output.add_argument(
+        "--checkpointing_steps",
+        type=int,
+        help="keep a state every so many steps, for an interrupted run to go on from (default: it begins anew)",
+    )
     return parser.parse_args()
 
 
@@ -101,7 +117,8 @@ def check_args(args: argparse.Namespace):
     """Refuses what cannot run, and sets what follows from other arguments."""
     positive = (
         "max_seq_length kmer num_train_epochs max_train_steps learning_rate total_train_batch_size eval_steps "
-        "per_device_train_batch_size per_device_eval_batch_size lora_r lora_alpha logging_steps"
+        "per_device_train_batch_size per_device_eval_batch_size lora_r lora_alpha logging_steps "
+        "checkpointing_steps"
     )
     for name in positive.split():
         value = getattr(args, name)
@@ -187,3 +204,10 @@ def micro_batch_size(args: argparse.Namespace, recipe: Recipe, num_processes: in
             "--per_device_train_batch_size"
         )
     return size
+
+
+def eval_batch_size(args: argparse.Namespace, device_type: str, max_seq_length: int) -> int:
+    """Sequences a process and forward without training."""
+    if args.per_device_eval_batch_size:
+        return args.per_device_eval_batch_size
+    return min(max(1, EVAL_TOKENS // max_seq_length), MOST_EVAL_ROWS) if device_type == "cuda" else 128

@@ -15,11 +15,13 @@ from dnabert2.checkpoints import RESULTS_FILE
 from dnabert2.encoding import encode, position_limit
 from dnabert2.errors import UsageError
 from dnabert2.files import write_whole
-from dnabert2.finetuning import Collator, batch_length, predict, probabilities, strands_of
+from dnabert2.finetuning import predict, probabilities, strands_of
+from dnabert2.gue_arguments import eval_batch_size
 from dnabert2.label_scale import read_scale
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Split, TaskData, read_unlabelled
 from dnabert2.labelled_rows import SEPARATOR
 from dnabert2.loading import load_tokenizer
+from dnabert2.padding import Collator, length_multiple
 
 
 PREDICTIONS_FILE = "predictions.csv"
@@ -89,12 +91,13 @@ def predict_file(args: Namespace, accelerator: Accelerator) -> Path:
     collator = Collator(
         tokenizer.pad_token_id,
         classifiers.takes_token_types(model),
-        batch_length(accelerator, task),
+        length_multiple(accelerator, task.max_seq_length),
         accelerator.device,
     )
     model = accelerator.prepare_model(model, evaluation_mode=True)
     with torch.inference_mode():
-        logits = predict(accelerator, model, collator, strands_of(task, "test"), args.per_device_eval_batch_size)
+        batch_size = eval_batch_size(args, accelerator.device.type, task.max_seq_length)
+        logits = predict(accelerator, model, collator, strands_of(task, "test"), batch_size)
     file = args.output_dir / PREDICTIONS_FILE
     if accelerator.is_main_process:
         make_folder(args.output_dir)

@@ -20,10 +20,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dnabert2.encoding import EncodedSplit
 from dnabert2.errors import UsageError
-from dnabert2.finetuning import Collator, is_better, predict, probabilities, row_losses
+from dnabert2.finetuning import is_better, predict, probabilities, row_losses
 from dnabert2.gue import Recipe
 from dnabert2.gue_arguments import recipe_of
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from dnabert2.padding import Collator
 from run_gue import default_precision
 
 
@@ -35,9 +36,9 @@ def split_of(*rows, types=False):
     return EncodedSplit(ids, [row % 2 for row in ids] if types else None, np.arange(len(rows)), 0, 0.0)
 
 
-def test_batches_are_padded_on_the_right_to_their_longest_row_or_to_one_length():
+def test_batches_are_padded_on_the_right_to_their_longest_row_or_to_a_multiple():
     split = split_of([5, 6, 7], [8])
-    batch = Collator(3, True, None, CPU)([(split, 1), (split, 0)])
+    batch = Collator(3, True, 1, CPU)([(split, 1), (split, 0)])
     assert batch["input_ids"].tolist() == [[8, 3, 3], [5, 6, 7]] and batch["input_ids"].dtype == torch.int64
     assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]] and "token_type_ids" not in batch
     assert Collator(3, True, 8, CPU)([(split, 1)])["input_ids"].tolist() == [[8, 3, 3, 3, 3, 3, 3, 3]]
@@ -75,11 +76,13 @@ class Echo(torch.nn.Module):
         return SequenceClassifierOutput(logits=torch.stack([kept[:, 0], kept.sum(dim=1)], dim=1).float())
 
 
-@pytest.mark.parametrize("length", [None, 8])
+@pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_every_row_is_predicted_once_in_its_place(length, batch_size):
+def test_every_row_is_predicted_once_in_its_place(multiple, batch_size):
     rows = [[10 * n + 1, *range(n % 5)] for n in range(11)]
-    logits = predict(Accelerator(cpu=True), Echo(), Collator(7, True, length, CPU), [split_of(*rows)] * 2, batch_size)
+    logits = predict(
+        Accelerator(cpu=True), Echo(), Collator(7, True, multiple, CPU), [split_of(*rows)] * 2, batch_size
+    )
     assert logits.shape == (2, 11, 2)
     assert logits[0].tolist() == logits[1].tolist() == [[row[0], sum(row)] for row in rows]
 
@@ -90,7 +93,7 @@ def test_broken_weights_are_told():
             return SequenceClassifierOutput(logits=super().forward(**batch).logits / 0)
 
     with pytest.raises(UsageError, match="lower --learning_rate"):
-        predict(Accelerator(cpu=True), Broken(), Collator(7, True, None, CPU), [split_of([0])], 4)
+        predict(Accelerator(cpu=True), Broken(), Collator(7, True, 1, CPU), [split_of([0])], 4)
 
 
 def test_the_best_is_the_lowest_loss_or_the_highest_score_and_the_first_of_equals():

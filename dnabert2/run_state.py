@@ -1,0 +1,101 @@
+"""What an interrupted fine-tuning goes on from: `run_gue.py --checkpointing_steps`.
+
+Order, strands and dropout are functions of (seed, step). So the state is the weights that are trained, those of the
+best step so far, the optimiser's and the scheduler's: `checkpoint-STEP/` in the run's folder, until it is finished.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LRScheduler
+
+from dnabert2.checkpoints import (
+    STATE_FILE,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    read_state,
+    save_optimizer,
+)
+from dnabert2.files import publish
+
+
+WEIGHTS_FILE, BEST_FILE = "weights.safetensors", "best.safetensors"
+
+Weights = dict[str, torch.Tensor]
+
+
+def arguments_of_state(folder: Path) -> dict | None:
+    """Those of the run that was interrupted in this folder; None if there is no state of one."""
+    checkpoint = latest_checkpoint(folder)
+    return read_state(checkpoint)["arguments"] if checkpoint else None
+
+
+def remove_state(folder: Path):
+    """Of a run that is finished; what is half removed or half written goes as well."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+class RunState:
+    """
+    The state of one run; it is whole or absent, and the newest alone is kept.
+
+    Args:
+        folder: the run's.
+        arguments: that decide its result, as JSON holds them.
+        every: steps from one state to the next; None: none is written.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, arguments: dict, every: int | None):
+        self.accelerator, self.folder, self.arguments, self.every = accelerator, folder, arguments, every
+        self.checkpoint = latest_checkpoint(folder)
+        self.first_step = read_state(self.checkpoint)["step"] if self.checkpoint else 0  # to be done, from 0
+
+    def load(
+        self, model: torch.nn.Module, trained: Weights, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
+    ) -> tuple[dict | None, Weights]:
+        """Restores all of them where there is a state, and returns dev's scores and the weights of the best step."""
+        if self.checkpoint is None:
+            return None, {}
+        load_checkpoint(self.accelerator, self.checkpoint, model, optimizer, scheduler)
+        weights = load_file(self.checkpoint / WEIGHTS_FILE)
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(weights[name])
+        best = load_file(self.checkpoint / BEST_FILE, device=str(self.accelerator.device))
+        return read_state(self.checkpoint)["best"], best
+
+    def save(
+        self,
+        step: int,
+        model: torch.nn.Module,
+        trained: Weights,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        best: dict | None,
+        best_weights: Weights,
+    ):
+        """Writes the state after `step` steps, if it is due. Call it on every process."""
+        if self.every is None or step % self.every:
+            return
+        folder = self.folder / f"checkpoint-{step}"
+        temporary = folder.with_name(f"{folder.name}.tmp")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run killed right here
+            temporary.mkdir()
+            save_file({name: parameter.detach() for name, parameter in trained.items()}, temporary / WEIGHTS_FILE)
+            save_file(best_weights, temporary / BEST_FILE)
+        save_optimizer(self.accelerator, model, optimizer, temporary)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None  # fp16 alone has one
+            state = {"step": step, "arguments": self.arguments, "best": best}
+            state |= {"scheduler": scheduler.state_dict(), "scaler": scaler}
+            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
+            publish(temporary, folder)
+            prune_checkpoints(folder, 1)
+        self.accelerator.wait_for_everyone()
