@@ -155,6 +155,10 @@ def projected_seconds(task: Task, row: dict) -> tuple[float, float]:
     return steps * row["ms_a_step"] / 1000 + others, others
 
 
+def shown(minutes: float) -> str:
+    return "-" if np.isnan(minutes) else f"{minutes:.2f}"
+
+
 def print_table(path: Path):
     """Of every run what was measured, and the projection to all datasets of the measured tasks."""
     for run, rows in read_runs(path):
@@ -184,11 +188,9 @@ def print_table(path: Path):
                 row = measured.get((task.group, loop))
                 minutes += [seconds / 60 for seconds in projected_seconds(task, row)] if row else [np.nan, np.nan]
             totals += minutes
-            print(
-                f"| {task.name} | {published_run(task)[0]:,} |", " | ".join(f"{value:.2f}" for value in minutes), "|"
-            )
+            print(f"| {task.name} | {published_run(task)[0]:,} |", " | ".join(map(shown, minutes)), "|")
         steps = sum(published_run(task)[0] for task in tasks)
-        print(f"| **all {len(tasks)}** | {steps:,} |", " | ".join(f"**{value:.1f}**" for value in totals), "|")
+        print(f"| **all {len(tasks)}** | {steps:,} |", " | ".join(map(shown, totals)), "|")
 
 
 def run_all(args: Namespace):
@@ -214,7 +216,7 @@ def run_all(args: Namespace):
             models[task.num_labels] = accelerator.prepare_model(model, evaluation_mode=True)
         model = models[task.num_labels]
         for loop in LOOPS:
-            if loop == "plain" or cuda_graphs.can_record(accelerator, model, None):
+            if loop == "plain" or cuda_graphs.can_record(accelerator, model, encoded.max_seq_length, None):
                 row = {"run": run, **facts, **measure(loop, task, encoded, model, accelerator, args)}
                 with args.output.open("a") as file:
                     print(json.dumps(row), file=file)

@@ -19,17 +19,21 @@ from torch import nn
 
 
 WARM_UP = 3  # calls before one is recorded: kernels are compiled, libraries choose theirs and take their memory
+LONGEST = 512  # tokens of a row; with more the GPU has enough to do, and flash takes less of its time and memory
 MOST_LENGTHS = 8  # of a task's batches; each is a graph with gradients of its own
 
 
-def can_record(accelerator: Accelerator, model: nn.Module, attn_implementation: str | None) -> bool:
-    """Whether a step of this model can be recorded, by this back end of attention (None: sdpa will be chosen)."""
+def can_record(
+    accelerator: Accelerator, model: nn.Module, max_seq_length: int, attn_implementation: str | None
+) -> bool:
+    """Whether to record this model's steps, with this back end of attention (None: sdpa will be chosen)."""
     return (
         accelerator.device.type == "cuda"
         and accelerator.mixed_precision in ("no", "bf16")  # fp16's scaler is not tried
         and accelerator.state.dynamo_plugin.backend == DynamoBackend.NO
         and model.config.model_type == "dnabert2"  # others may wait for the GPU
         and attn_implementation in (None, "sdpa", "eager")
+        and max_seq_length <= LONGEST
     )
 
 

@@ -90,6 +90,7 @@ def test_batches_have_few_lengths_and_little_padding():
         ({"model_type": "bert"}, False),
         ({"attention": "eager"}, True),
         ({"attention": "flash_attention_2"}, False),
+        ({"longest": 520}, False),
     ],
 )
 def test_steps_are_recorded_where_they_can_be(changed, expected):
@@ -101,7 +102,7 @@ def test_steps_are_recorded_where_they_can_be(changed, expected):
         state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=given["backend"])),
     )
     model = SimpleNamespace(config=SimpleNamespace(model_type=given["model_type"]))
-    assert cuda_graphs.can_record(accelerator, model, given.get("attention")) == expected
+    assert cuda_graphs.can_record(accelerator, model, given.get("longest", 512), given.get("attention")) == expected
 
 
 def test_a_recorded_call_gives_the_result_and_the_gradients_of_a_plain_one(stand_ins):
