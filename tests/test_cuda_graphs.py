@@ -292,3 +292,17 @@ def test_dropout_is_drawn_anew_in_every_step(graphs):
     assert len({*losses}) == 12
     losses, _ = finetuned(True, dropout=0.0, learning_rate=1e-30, same_batch=True)
     assert max(losses) - min(losses) < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("options", [{}, {"use_lora": True}, {"no_cuda_graphs": True}, {"reverse_complement": True}])
+def test_a_run_on_a_gpu_learns_in_bf16_and_says_how_it_was_launched(task, tmp_path, monkeypatch, options):
+    base = save_base(tmp_path / "base")
+    parts = command(model_name_or_path=base, data_dir=task, output_dir=tmp_path / "out", save_model=True, **options)
+    run_here(monkeypatch, *parts, ACCELERATE_USE_CPU="false")
+    found = results(tmp_path / "out/task/seed-1")
+    assert found["test"]["mcc"] > 0.5 and found["arguments"]["mixed_precision"] == "bf16"
+    assert found["cuda_graphs"] == ("no_cuda_graphs" not in options)
+    assert found["attn_implementation"] == "sdpa" or not found["cuda_graphs"]
+    assert found["memory_gib"] > 0
