@@ -296,7 +296,7 @@ def test_dropout_is_drawn_anew_in_every_step(graphs):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("options", [{}, {"use_lora": True}, {"no_cuda_graphs": True}, {"reverse_complement": True}])
+@pytest.mark.parametrize("options", [{}, {"use_lora": True}, {"no_cuda_graphs": True}])
 def test_a_run_on_a_gpu_learns_in_bf16_and_says_how_it_was_launched(task, tmp_path, monkeypatch, options):
     base = save_base(tmp_path / "base")
     parts = command(model_name_or_path=base, data_dir=task, output_dir=tmp_path / "out", save_model=True, **options)
