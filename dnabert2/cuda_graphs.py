@@ -48,12 +48,14 @@ class Recording:
     A graph and the memory that every replay of it reads and writes.
 
     Args:
+        stream: on which it was recorded.
         inputs: what the function is given; copy a batch into them.
         result: what it returned.
         gradients: of the parameters, None of one that has none.
     """
 
     graph: torch.cuda.CUDAGraph
+    stream: torch.cuda.Stream
     inputs: dict[str, torch.Tensor]
     result: torch.Tensor
     gradients: list[torch.Tensor | None]
@@ -63,14 +65,14 @@ def record(
     function: Callable[..., torch.Tensor],
     inputs: dict[str, torch.Tensor],
     parameters: Sequence[nn.Parameter],
-    pool: tuple[int, int] | None,
+    first: Recording | None,
 ) -> Recording:
     """
     Records `function(**inputs)`, which must leave gradients in the parameters and return a tensor without a history.
 
     Args:
-        pool: the memory of other graphs, to be shared: none of them may be replayed while the result and gradients of
-            another are still needed.
+        first: another recording, to share its memory: neither may be replayed while the other's result and gradients
+            are still needed.
     """
 
     def call() -> torch.Tensor:
@@ -78,7 +80,8 @@ def record(
             parameter.grad = None  # so that the gradient is written, not added
         return function(**inputs)
 
-    stream = torch.cuda.Stream()
+    # One stream for all: autograd can keep a parameter's from an earlier call, and one that is not recorded ends it.
+    stream = first.stream if first else torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -86,9 +89,10 @@ def record(
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # thread_local: what other threads do meanwhile, as NCCL's that watches over the processes, is no error
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    pool = first.graph.pool() if first else None
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         result = call()
-    return Recording(graph, inputs, result, [parameter.grad for parameter in parameters])
+    return Recording(graph, stream, inputs, result, [parameter.grad for parameter in parameters])
 
 
 class RecordedStep:
@@ -116,9 +120,9 @@ class RecordedStep:
         """
         shapes = tuple(tensor.shape for tensor in inputs.values())
         if shapes not in self.recordings:
-            pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
+            first = next(iter(self.recordings.values()), None)
             own = {name: tensor.clone() for name, tensor in inputs.items()}
-            self.recordings[shapes] = record(self.function, own, self.parameters, pool)
+            self.recordings[shapes] = record(self.function, own, self.parameters, first)
         recording = self.recordings[shapes]
         for name, tensor in inputs.items():
             recording.inputs[name].copy_(tensor)

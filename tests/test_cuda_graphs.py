@@ -29,8 +29,8 @@ from dnabert2.padding import Collator
 class StandIn:
     """Behaves as a graph does: a replay computes anew from its inputs, into the memory of the first call."""
 
-    def __init__(self, function, inputs, parameters, shared):
-        self.parameters, self.shared = parameters, shared
+    def __init__(self, function, inputs, parameters):
+        self.parameters = parameters
         self.call = lambda: function(**inputs)
         self.result, self.gradients = self.run()
         self.replays = 0
@@ -48,18 +48,15 @@ class StandIn:
             if kept is not None:
                 kept.copy_(gradient)
 
-    def pool(self):
-        return (0, 1)
-
 
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Has steps recorded on a CPU; the list gets every recording."""
     made = []
 
-    def record(function, inputs, parameters, pool):
-        graph = StandIn(function, inputs, parameters, pool)
-        made.append(cuda_graphs.Recording(graph, inputs, graph.result, graph.gradients))
+    def record(function, inputs, parameters, first):
+        graph = StandIn(function, inputs, parameters)
+        made.append(cuda_graphs.Recording(graph, first, inputs, graph.result, graph.gradients))
         return made[-1]
 
     monkeypatch.setattr(cuda_graphs, "record", record)
@@ -123,7 +120,7 @@ def test_a_recorded_call_gives_the_result_and_the_gradients_of_a_plain_one(stand
         assert weight.grad.tolist() == pytest.approx([x.sum().item() * draw] * 2) and unused.grad is None
         weight.grad = None  # as an optimiser leaves it
     assert [recording.graph.replays for recording in stand_ins] == [3, 1]
-    assert [recording.graph.shared for recording in stand_ins] == [None, (0, 1)]  # all in the first one's memory
+    assert stand_ins[1].stream is stand_ins[0]  # it is given the first one, to share its memory
 
 
 @pytest.fixture(scope="module")
