@@ -80,7 +80,8 @@ def record(
             parameter.grad = None  # so that the gradient is written, not added
         return function(**inputs)
 
-    # One stream for all: autograd can keep a parameter's from an earlier call, and one that is not recorded ends it.
+    # One stream for all calls: where autograd remembers a parameter's from one before, it must not be another, as a
+    # recording fails that waits for what is not recorded.
     stream = first.stream if first else torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -100,9 +101,9 @@ class RecordedStep:
     Calls a function through recordings, one for each shape of its inputs.
 
     Args:
-        function: as of `record`; the same kernels for all inputs of a shape, and of a state that it changes none but
-            the parameters' gradients. Its autocast must begin and end within it: weights cast before would be replayed
-            as they were.
+        function: as of `record`; the same kernels for all inputs of a shape, and nothing changes by it but the
+            parameters' gradients. Its autocast must begin and end within it: weights cast before would be replayed as
+            they were.
         parameters: that get gradients.
     """
 
