@@ -288,7 +288,7 @@ def test_dropout_is_drawn_anew_in_every_step(graphs):
     losses, _ = finetuned(True, dropout=0.3, learning_rate=1e-30, same_batch=True)
     assert len({*losses}) == 12
     losses, _ = finetuned(True, dropout=0.0, learning_rate=1e-30, same_batch=True)
-    assert max(losses) - min(losses) < 1e-6
+    assert max(losses) - min(losses) < 1e-5
 
 
 @pytest.mark.gpu
