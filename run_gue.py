@@ -29,7 +29,7 @@ from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
 from dnabert2.finetuning import finetune, predict, probabilities, score, strands_of
 from dnabert2.gue_arguments import check_args, eval_batch_size, micro_batch_size, parse_args, recipe_of
-from dnabert2.gue_sources import Source, find_sources, model_fingerprint
+from dnabert2.gue_sources import Source, find_sources, is_of_gue, model_fingerprint
 from dnabert2.label_scale import scale_of_task, write_scale
 from dnabert2.labelled import REGRESSION, TaskData
 from dnabert2.loading import ROOT, load_tokenizer
@@ -92,6 +92,14 @@ def runs_to_do(args: Namespace, accelerator: Accelerator, sources: list[Source])
     return runs
 
 
+def check_recipes(args: Namespace, accelerator: Accelerator, sources: list[Source]):
+    """Raises UsageError before the first run for what any of them would be refused for."""
+    for source in sources:
+        # rows are counted only where they decide: a warm-up of the command line may be longer than a run
+        rows = 1 if args.num_warmup_steps is None else len(source.load().splits["train"])
+        micro_batch_size(args, recipe_of(args, source.recipe, rows), accelerator.num_processes)
+
+
 def default_precision() -> str | None:
     """bf16 where the launcher chose nothing and the GPU has it; None leaves the choice to the launcher."""
     is_chosen = "ACCELERATE_MIXED_PRECISION" in os.environ or parse_flag_from_env("ACCELERATE_USE_CPU")
@@ -119,6 +127,7 @@ def run(
     labels = classifiers.label_config(data)
     model = classifiers.new_classifier(args, tokenizer, labels, is_quiet or not accelerator.is_main_process)
     scale = scale_of_task(data)
+    classifiers.write_reading(model.config, args)
     if data.problem_type == REGRESSION:
         write_scale(model.config, scale)
     if args.use_lora:
@@ -126,7 +135,7 @@ def run(
     micro_batch = micro_batch_size(args, recipe, accelerator.num_processes)
     use_cuda_graphs = (
         not args.no_cuda_graphs
-        and cuda_graphs.can_record(accelerator, model, args.attn_implementation)
+        and cuda_graphs.can_record(accelerator, model, task.max_seq_length, args.attn_implementation)
         and micro_batch * accelerator.num_processes == recipe.total_train_batch_size
     )
     attention = classifiers.use_attention(args, model, accelerator, use_cuda_graphs)
@@ -223,10 +232,16 @@ def main():
     sources, missing = find_sources(args)
     if missing:
         accelerator.print(f"Not in {args.data_dir}, left out: {', '.join(missing)}")
+    if is_of_gue(sources[0]):
+        accelerator.print(
+            f"{args.data_dir} is read as a task of your own; for the recipe of GUE's, and its published scores, give "
+            "--data_dir the folder above and --tasks"
+        )
     runs = runs_to_do(args, accelerator, sources)
     to_do = sum(map(len, runs.values()))
     finished = len(sources) * len(args.seeds) - to_do
     accelerator.print(f"{len(sources)} task(s), {len(args.seeds)} seed(s): {finished} finished, {to_do} to do")
+    check_recipes(args, accelerator, [source for source in sources if runs[source.name]])
     is_first = True
     tokenizer, positions = None, None
     for source in sources:

@@ -13,7 +13,13 @@ from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from dnabert2 import checkpoints
@@ -51,6 +57,17 @@ def label_config(data: TaskData) -> dict:
         "label2id": {name: index for index, name in enumerate(data.label_names)},
         "problem_type": data.problem_type,
     }
+
+
+def write_reading(config: PreTrainedConfig, args: Namespace):
+    """Notes how sequences are read, for predictions to come."""
+    config.kmer, config.reverse_complement = args.kmer, args.reverse_complement
+
+
+def read_reading(config: PreTrainedConfig, args: Namespace) -> tuple[int | None, bool]:
+    """k and whether both strands are read: as the arguments say, or as the model was fine-tuned."""
+    kmer = args.kmer or getattr(config, "kmer", None)
+    return kmer, args.reverse_complement or getattr(config, "reverse_complement", False)
 
 
 def new_classifier(

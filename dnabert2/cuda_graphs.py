@@ -19,17 +19,21 @@ from torch import nn
 
 
 WARM_UP = 3  # calls before one is recorded: kernels are compiled, libraries choose theirs and take their memory
+LONGEST = 512  # tokens of a row; with more the GPU has enough to do, and flash takes less of its time and memory
 MOST_LENGTHS = 8  # of a task's batches; each is a graph with gradients of its own
 
 
-def can_record(accelerator: Accelerator, model: nn.Module, attn_implementation: str | None) -> bool:
-    """Whether a step of this model can be recorded, by this back end of attention (None: sdpa will be chosen)."""
+def can_record(
+    accelerator: Accelerator, model: nn.Module, max_seq_length: int, attn_implementation: str | None
+) -> bool:
+    """Whether to record this model's steps, with this back end of attention (None: sdpa will be chosen)."""
     return (
         accelerator.device.type == "cuda"
         and accelerator.mixed_precision in ("no", "bf16")  # fp16's scaler is not tried
         and accelerator.state.dynamo_plugin.backend == DynamoBackend.NO
         and model.config.model_type == "dnabert2"  # others may wait for the GPU
         and attn_implementation in (None, "sdpa", "eager")
+        and max_seq_length <= LONGEST
     )
 
 
@@ -44,12 +48,14 @@ class Recording:
     A graph and the memory that every replay of it reads and writes.
 
     Args:
+        stream: on which it was recorded.
         inputs: what the function is given; copy a batch into them.
         result: what it returned.
         gradients: of the parameters, None of one that has none.
     """
 
     graph: torch.cuda.CUDAGraph
+    stream: torch.cuda.Stream
     inputs: dict[str, torch.Tensor]
     result: torch.Tensor
     gradients: list[torch.Tensor | None]
@@ -59,14 +65,14 @@ def record(
     function: Callable[..., torch.Tensor],
     inputs: dict[str, torch.Tensor],
     parameters: Sequence[nn.Parameter],
-    pool: tuple[int, int] | None,
+    first: Recording | None,
 ) -> Recording:
     """
     Records `function(**inputs)`, which must leave gradients in the parameters and return a tensor without a history.
 
     Args:
-        pool: the memory of other graphs, to be shared: none of them may be replayed while the result and gradients of
-            another are still needed.
+        first: another recording, to share its memory: neither may be replayed while the other's result and gradients
+            are still needed.
     """
 
     def call() -> torch.Tensor:
@@ -74,7 +80,9 @@ def record(
             parameter.grad = None  # so that the gradient is written, not added
         return function(**inputs)
 
-    stream = torch.cuda.Stream()
+    # One stream for all calls: where autograd remembers a parameter's from one before, it must not be another, as a
+    # recording fails that waits for what is not recorded.
+    stream = first.stream if first else torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -82,9 +90,10 @@ def record(
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # thread_local: what other threads do meanwhile, as NCCL's that watches over the processes, is no error
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    pool = first.graph.pool() if first else None
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         result = call()
-    return Recording(graph, inputs, result, [parameter.grad for parameter in parameters])
+    return Recording(graph, stream, inputs, result, [parameter.grad for parameter in parameters])
 
 
 class RecordedStep:
@@ -92,9 +101,9 @@ class RecordedStep:
     Calls a function through recordings, one for each shape of its inputs.
 
     Args:
-        function: as of `record`; the same kernels for all inputs of a shape, and of a state that it changes none but
-            the parameters' gradients. Its autocast must begin and end within it: weights cast before would be replayed
-            as they were.
+        function: as of `record`; the same kernels for all inputs of a shape, and nothing changes by it but the
+            parameters' gradients. Its autocast must begin and end within it: weights cast before would be replayed as
+            they were.
         parameters: that get gradients.
     """
 
@@ -112,9 +121,9 @@ class RecordedStep:
         """
         shapes = tuple(tensor.shape for tensor in inputs.values())
         if shapes not in self.recordings:
-            pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
+            first = next(iter(self.recordings.values()), None)
             own = {name: tensor.clone() for name, tensor in inputs.items()}
-            self.recordings[shapes] = record(self.function, own, self.parameters, pool)
+            self.recordings[shapes] = record(self.function, own, self.parameters, first)
         recording = self.recordings[shapes]
         for name, tensor in inputs.items():
             recording.inputs[name].copy_(tensor)

@@ -60,7 +60,8 @@ def parse_args(description: str) -> argparse.Namespace:
     data.add_argument(
         "--reverse_complement",
         action="store_true",
-        help="train on either strand of a row, by chance, and predict the mean probability of both",
+        help="train on either strand of a row, by chance, and predict the mean probability of both; kept with the "
+        "model, as --kmer is",
     )
     data.add_argument(
         "--predict_file", type=Path, help="train nothing: predict this table or FASTA file by a fine-tuned model"

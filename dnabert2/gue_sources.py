@@ -67,6 +67,11 @@ def model_fingerprint(name_or_path: str) -> str | None:
     )
 
 
+def is_of_gue(source: Source) -> bool:
+    """Whether what was given as a folder of the user's own is named as one of GUE's tasks."""
+    return bool(source.folder) and not source.task and "/".join(source.folder.resolve().parts[-2:]) in TASKS_BY_NAME
+
+
 def find_sources(args: Namespace) -> tuple[list[Source], list[str]]:
     """
     The tasks that a command names, and the names of those that are left out because their files are not there.

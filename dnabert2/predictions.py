@@ -86,7 +86,7 @@ def predict_file(args: Namespace, accelerator: Accelerator) -> Path:
     label_names = [config.id2label[index] for index in range(config.num_labels)]
     data = TaskData(str(args.predict_file), problem_type, label_names, {"test": split})
     limit = position_limit(model)
-    task = encode(data, tokenizer, args.max_seq_length, limit, args.kmer, args.reverse_complement)
+    task = encode(data, tokenizer, args.max_seq_length, limit, *classifiers.read_reading(config, args))
     classifiers.use_attention(args, model, accelerator)
     collator = Collator(
         tokenizer.pad_token_id,

@@ -67,8 +67,7 @@ class RunState:
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(weights[name])
-        best = load_file(self.checkpoint / BEST_FILE, device=str(self.accelerator.device))
-        return read_state(self.checkpoint)["best"], best
+        return read_state(self.checkpoint)["best"], load_file(self.checkpoint / BEST_FILE)
 
     def save(
         self,

@@ -190,6 +190,13 @@ def test_several_labels_a_row(run, tmp_path):
     assert {row["predicted"] for row in predictions(folder)} & {"gc;short", "at"}
 
 
+def assert_predicts_as_in_its_run(run, folder, file):
+    """Nothing of how its run read sequences has to be told again."""
+    run(model_name_or_path=folder, predict_file=file, output_dir=folder / "again")
+    found, expected = ([float(row["probability_1"]) for row in predictions(at)] for at in (folder / "again", folder))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_both_strands_are_trained_on_and_averaged(run, gue):
     folder = run(data_dir=gue, tasks="tf/0", reverse_complement=True, save_model=True) / "tf/0/seed-1"
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
@@ -200,6 +207,7 @@ def test_both_strands_are_trained_on_and_averaged(run, gue):
         values = [model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0, 1] for text in (sequence, other)]
     assert float(predictions(folder)[0]["probability_1"]) == pytest.approx(np.mean(values), abs=1e-5)
     assert values[0] != values[1]
+    assert_predicts_as_in_its_run(run, folder, gue / "tf/0/test.csv")
 
 
 def test_random_weights_are_a_baseline(run, gue):
@@ -236,11 +244,12 @@ def test_a_bert_of_kmers(run, gue, tmp_path):
     torch.manual_seed(0)
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     options = {"model_name_or_path": tmp_path / "bert", "data_dir": gue, "tasks": "tf/0"}
-    folder = run(**options, kmer=3) / "tf/0/seed-1"
+    folder = run(**options, kmer=3, save_model=True) / "tf/0/seed-1"
     found = results(folder)
     assert found["test"]["mcc"] > 0.5 and found["max_seq_length"] == 48 and found["truncated_rows"]["train"] > 0
     assert "rows cut to 48 tokens" in (tmp_path / "out" / "gue_results.md").read_text()
     assert "--kmer" in refusal(run, **options, output_dir=tmp_path / "other")
+    assert_predicts_as_in_its_run(run, folder, gue / "tf/0/test.csv")
 
 
 def test_an_esm_with_lora_as_nucleotide_transformer(run, gue, tmp_path):
@@ -279,6 +288,19 @@ def test_an_esm_with_lora_as_nucleotide_transformer(run, gue, tmp_path):
 )
 def test_what_cannot_run_is_refused_in_one_line(run, gue, options, told):
     assert told in refusal(run, **{"data_dir": gue} | options)
+
+
+def test_recipes_are_checked_before_the_first_run(run, gue, tmp_path):
+    """54 rows of train make 6 steps, the 64 of the task before 7."""
+    epoch = {"max_train_steps": None, "num_train_epochs": 1, "total_train_batch_size": 10, "num_warmup_steps": 7}
+    told = refusal(run, data_dir=gue, tasks=["tf/0", "mouse/1"], **epoch)
+    assert "--num_warmup_steps 7 are more than the 6 steps" in told
+    assert not (tmp_path / "out/tf/0").exists()
+
+
+def test_a_folder_of_gue_alone_is_a_task_of_ones_own_and_that_is_said(run, gue, capsys):
+    run(data_dir=gue / "tf/0", max_train_steps=1, num_warmup_steps=0)
+    assert "is read as a task of your own; for the recipe of GUE's" in capsys.readouterr().out
 
 
 def test_a_model_without_a_trained_head_predicts_nothing(run, gue, base):
