@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from .configuration_dnabert2 import DNABert2Config
-from .kernels_dnabert2 import fits_a_tile, tile_attention
+from .kernels_dnabert2 import MAX_TILE_LENGTH, long_attention, takes_heads, tile_attention
 
 
 try:
@@ -154,10 +154,15 @@ def flash_inputs(hidden_states: torch.Tensor, layout: SequenceLayout, alibi: DNA
 def flash_attention(
     qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, slopes: torch.Tensor, dropout: float
 ) -> tuple[torch.Tensor, None]:
-    """FlashAttention-2 (arXiv 2307.08691) on unpadded tokens; short sequences in a kernel of their own."""
+    """
+    FlashAttention-2 (arXiv 2307.08691) on unpadded tokens, by flash-attn; short sequences, and long ones without
+    gradients, by kernels of our own, which are faster with ALiBi.
+    """
     tokens = qkv.flatten(0, 1)
-    if dropout == 0 and fits_a_tile(tokens, max_seqlen):
+    if dropout == 0 and takes_heads(tokens) and max_seqlen <= MAX_TILE_LENGTH:
         context = tile_attention(tokens, cu_seqlens, max_seqlen, slopes)
+    elif dropout == 0 and takes_heads(tokens) and not torch.is_grad_enabled():
+        context = long_attention(tokens, cu_seqlens, max_seqlen, slopes)
     else:
         context = flash_attn_varlen_qkvpacked_func(
             tokens, cu_seqlens, max_seqlen, dropout_p=dropout, alibi_slopes=slopes

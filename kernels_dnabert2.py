@@ -1,4 +1,4 @@
-"""Kernels of DNABERT-2 for CUDA GPUs: dropout, the GEGLU with its dropout, and attention over short sequences.
+"""Kernels of DNABERT-2 for CUDA GPUs: dropout, the GEGLU with its dropout, and attention with ALiBi.
 
 Remote code, beside `modeling_dnabert2.py`, which computes the same in plain torch wherever `can_run` says no. What
 they save, and what was tried besides, is in benchmarks/throughput.md.
@@ -17,6 +17,7 @@ except ImportError:  # comes with torch's CUDA builds on Linux
     triton = None
 
 MAX_TILE_LENGTH = 128  # tokens of a sequence whose scores fit one program's registers
+LONG_BLOCK = 64  # keys of a longer one at a time, for twice as many queries
 
 
 def can_run(tensor: torch.Tensor) -> bool:
@@ -86,9 +87,9 @@ if triton is not None:
     # copies them all: so addresses are made by one that sees no pointer.
 
     @triton.jit
-    def _tile_offsets(start, length, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
-        """Of one head of one sequence: its elements in qkv and in the context, and which of them are tokens."""
-        row, column = tl.arange(0, block), tl.arange(0, dim)
+    def _tile_offsets(start, first, length, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+        """Of a head of a sequence from `first` on: its elements in qkv and in the context, and which are tokens."""
+        row, column = first + tl.arange(0, block), tl.arange(0, dim)
         token = (start + row).to(tl.int64)[:, None]
         head_column = (tl.program_id(1) * dim + column)[None, :]
         return token * (3 * heads * dim) + head_column, token * (heads * dim) + head_column, (row < length)[:, None]
@@ -118,7 +119,7 @@ if triton is not None:
     ):
         start = tl.load(cu_seqlens + tl.program_id(0))
         length = tl.load(cu_seqlens + tl.program_id(0) + 1) - start
-        qkv_offset, offset, is_token = _tile_offsets(start, length, heads, dim, block)
+        qkv_offset, offset, is_token = _tile_offsets(start, 0, length, heads, dim, block)
         query, key, value = _load_qkv(qkv, qkv_offset, is_token, heads * dim)
         numerators, normalizer = _softmax(query, key, tl.load(slopes + tl.program_id(1)), length, dim, block)
         product = tl.dot(numerators.to(value.dtype), value, input_precision="ieee") * normalizer
@@ -130,7 +131,7 @@ if triton is not None:
     ):
         start = tl.load(cu_seqlens + tl.program_id(0))
         length = tl.load(cu_seqlens + tl.program_id(0) + 1) - start
-        qkv_offset, offset, is_token = _tile_offsets(start, length, heads, dim, block)
+        qkv_offset, offset, is_token = _tile_offsets(start, 0, length, heads, dim, block)
         query, key, value = _load_qkv(qkv, qkv_offset, is_token, heads * dim)
         gradient = tl.load(d_context + offset, mask=is_token, other=0.0)
         dtype = value.dtype
@@ -145,6 +146,34 @@ if triton is not None:
         tl.store(d_qkv + qkv_offset, d_query.to(dtype), mask=is_token)
         d_key = tl.dot(tl.trans(d_scores), query, input_precision="ieee") * (1.0 / dim**0.5)
         tl.store(d_qkv + qkv_offset + heads * dim, d_key.to(dtype), mask=is_token)
+
+    @triton.jit
+    def _long_attention(qkv, context, cu_seqlens, slopes, heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+        """The context of 2·block tokens: their sequence's keys pass by in blocks (FlashAttention-2, algorithm 1)."""
+        rows: tl.constexpr = 2 * block
+        start, first = tl.load(cu_seqlens + tl.program_id(2)), tl.program_id(0) * rows
+        length = tl.load(cu_seqlens + tl.program_id(2) + 1) - start
+        if first >= length:
+            return
+        log2_e: tl.constexpr = 1.4426950408889634
+        slope = tl.load(slopes + tl.program_id(1)) * log2_e
+        query_offset, offset, is_token = _tile_offsets(start, first, length, heads, dim, rows)
+        query = tl.load(qkv + query_offset, mask=is_token, other=0.0)
+        position, column = (first + tl.arange(0, rows)).to(tl.float32), tl.arange(0, block)
+        highest, total = tl.full([rows], float("-inf"), tl.float32), tl.zeros([rows], tl.float32)
+        product = tl.zeros([rows, dim], tl.float32)
+        for passed in range(0, length, block):
+            key_offset, _, is_key = _tile_offsets(start, passed, length, heads, dim, block)
+            key = tl.load(qkv + key_offset + heads * dim, mask=is_key, other=0.0)
+            value = tl.load(qkv + key_offset + 2 * heads * dim, mask=is_key, other=0.0)
+            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (log2_e / dim**0.5)
+            scores -= slope * tl.abs(position[:, None] - (passed + column).to(tl.float32)[None, :])
+            scores = tl.where((passed + column < length)[None, :], scores, float("-inf"))
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            numerators, shrink = tl.exp2(scores - higher[:, None]), tl.exp2(highest - higher)
+            total, highest = total * shrink + tl.sum(numerators, 1), higher
+            product = tl.dot(numerators.to(value.dtype), value, product * shrink[:, None], input_precision="ieee")
+        tl.store(context + offset, (product / total[:, None]).to(query.dtype), mask=is_token)
 
 
 def hashed_dropout(hidden_states: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -256,6 +285,17 @@ def tile_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int,
     return _TileAttention.apply(qkv, cu_seqlens, slopes, max(16, triton.next_power_of_2(max_seqlen)))
 
 
-def fits_a_tile(qkv: torch.Tensor, max_seqlen: int) -> bool:
-    """Whether `tile_attention` takes this."""
-    return can_run(qkv) and max_seqlen <= MAX_TILE_LENGTH and qkv.shape[-1] in (16, 32, 64)
+def long_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, slopes: torch.Tensor) -> torch.Tensor:
+    """`tile_attention` for sequences of any length, but forward only: no gradient goes through it."""
+    tokens, _, heads, dim = qkv.shape
+    context = qkv.new_empty(tokens, heads, dim)
+    grid = (triton.cdiv(max_seqlen, 2 * LONG_BLOCK), heads, len(cu_seqlens) - 1)
+    tensors = qkv.contiguous(), context, cu_seqlens, slopes
+    with on_device_of(qkv):
+        _long_attention[grid](*tensors, heads, dim, LONG_BLOCK, num_warps=8, num_stages=3)
+    return context
+
+
+def takes_heads(qkv: torch.Tensor) -> bool:
+    """Whether both kinds of attention take this; `tile_attention` only up to `MAX_TILE_LENGTH`."""
+    return can_run(qkv) and qkv.shape[-1] in (16, 32, 64)

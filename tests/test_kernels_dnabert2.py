@@ -215,7 +215,7 @@ def test_hashed_dropout_is_as_good_when_compiled(kernels):
     assert_independent(masks[0], masks[2], 0.1)
 
 
-# --- attention over short sequences ------------------------------------------------------------------------------
+# --- attention ---------------------------------------------------------------------------------------------------
 
 
 def plain_attention(qkv, cu_seqlens, slopes):
@@ -264,18 +264,41 @@ def test_tile_attention_is_as_close_to_float64_as_plain_torch(kernels, longest, 
 
 
 @runs_kernels
-def test_a_sequence_sees_no_other_in_tile_attention(kernels):
+@pytest.mark.parametrize("dtype", DTYPES if IS_INTERPRETED else DTYPES[1:], ids=str)
+@pytest.mark.parametrize("head_dim", [16, 32, 64])
+@pytest.mark.parametrize("lengths", [[0, 1, 64, 65, 0], [129, 300, 0, 128], [1000] if DEVICE == "cpu" else [5000, 3]])
+def test_long_attention_is_as_close_to_float64_as_plain_torch(kernels, lengths, head_dim, dtype):
+    heads, cu_seqlens = 3, torch.tensor([0, *lengths]).cumsum(0).int().to(DEVICE)
+    qkv = 1.5 * normal(int(cu_seqlens[-1]), 3, heads, head_dim, dtype=dtype)
+    slopes = torch.tensor([0.5, 2.0**-4, 2.0**-8], device=DEVICE)
+    exact = plain_attention(qkv.double(), cu_seqlens, slopes)
+    plain = plain_attention(qkv, cu_seqlens, slopes).double()
+    ours = kernels.long_attention(qkv, cu_seqlens, max(lengths), slopes).double()
+    error, error_of_torch = ((x - exact).norm() / exact.norm() for x in (ours, plain))
+    assert error < max(1.5 * error_of_torch, 1e-6)
+
+
+@runs_kernels
+@pytest.mark.parametrize("name", ["tile_attention", "long_attention"])
+def test_a_sequence_sees_no_other(kernels, name):
     cu_seqlens = torch.tensor([0, 9, 16], dtype=torch.int32, device=DEVICE)
     slopes, qkv = torch.tensor([0.5, 0.1], device=DEVICE), normal(16, 3, 2, 16, dtype=torch.float16)
     other = torch.cat([normal(9, 3, 2, 16, dtype=torch.float16, seed=5), qkv[9:]])
-    first, second = (kernels.tile_attention(x, cu_seqlens, 9, slopes) for x in (qkv, other))
+    first, second = (getattr(kernels, name)(x, cu_seqlens, 9, slopes) for x in (qkv, other))
     assert torch.equal(first[9:], second[9:]) and not torch.equal(first[:9], second[:9])
+
+
+@runs_kernels
+def test_long_attention_takes_an_input_that_is_not_contiguous(kernels):
+    cu_seqlens, slopes = torch.tensor([0, 70], dtype=torch.int32, device=DEVICE), torch.tensor([0.5], device=DEVICE)
+    qkv = normal(70, 1, 3, 16, dtype=torch.float16).transpose(1, 2)
+    expected = kernels.long_attention(qkv.contiguous(), cu_seqlens, 70, slopes)
+    assert torch.equal(kernels.long_attention(qkv, cu_seqlens, 70, slopes), expected)
 
 
 @runs_kernels
 def test_which_inputs_the_kernels_take(kernels):
     for dtype, expected in ((torch.float32, True), (torch.bfloat16, True), (torch.float64, False)):
         assert kernels.can_run(torch.ones(1, dtype=dtype, device=DEVICE)) == (expected and DEVICE == "cuda")
-    for length, head_dim, expected in ((128, 64, True), (129, 64, False), (128, 48, False), (128, 8, False)):
-        fits = kernels.fits_a_tile(torch.ones(1, 3, 1, head_dim, device=DEVICE), length)
-        assert fits == (expected and DEVICE == "cuda")
+    for head_dim, expected in ((64, True), (48, False), (8, False)):
+        assert kernels.takes_heads(torch.ones(1, 3, 1, head_dim, device=DEVICE)) == (expected and DEVICE == "cuda")
