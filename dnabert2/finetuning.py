@@ -5,7 +5,7 @@ best weights are kept in memory. A run lasts minutes: one that was interrupted b
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,6 +205,7 @@ def finetune(
     logging_steps: int,
     name: str,
     scale: LabelScale = UNSCALED,
+    on_best: Callable[[dict], None] = lambda best: None,
 ) -> dict:
     """
     Trains the model, on the accelerator's device, and leaves it with its best weights.
@@ -214,6 +215,7 @@ def finetune(
         metrics_file: gets a line every `logging_steps` and evaluation: loss, learning_rate, dev_loss, dev_mcc, ...
         name: of the run, for its progress bar.
         scale: of the labels; losses are of standardised ones, all other scores in the unit of the labels.
+        on_best: called with dev's scores and "step" whenever the model, as it is then, is the best so far.
 
     Returns:
         dev's scores at the best step, and "step", that one.
@@ -286,6 +288,8 @@ def finetune(
                 best_weights = {key: p.detach().clone() for key, p in trained.items()}
         if values:
             metrics_file.write(step=done, **values)
+        if best and best["step"] == done:
+            on_best(best)
     progress.close()
     with torch.no_grad():
         for key, parameter in trained.items():

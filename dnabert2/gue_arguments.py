@@ -5,7 +5,7 @@ import math
 from dataclasses import fields, replace
 from pathlib import Path
 
-from dnabert2 import loading
+from dnabert2 import hub, loading, publish
 from dnabert2.errors import UsageError
 from dnabert2.gue import Recipe
 from dnabert2.labelled import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
@@ -94,6 +94,7 @@ def parse_args(description: str) -> argparse.Namespace:
     )
     output.add_argument("--save_model", action="store_true", help="keep each run's best model, or its adapter")
     output.add_argument("--logging_steps", type=int, default=50, help="steps a line of metrics.jsonl (default: 50)")
+    hub.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -140,10 +141,33 @@ def check_args(args: argparse.Namespace):
         raise UsageError("--use_lora adapts a pretrained model: give --model_name_or_path")
     if args.merge_adapter and not args.use_lora:
         raise UsageError("--merge_adapter is of an adapter: give --use_lora")
+    if args.push_to_hub:
+        args.save_model = True
+        if args.use_lora:
+            publish.refuse_local_base(args.model_name_or_path)
+
+
+def refuse_several_models(args: argparse.Namespace, tasks: int):
+    """Raises UsageError for a push to one repository of the models of several tasks or seeds."""
+    if args.push_to_hub and tasks * len(args.seeds) > 1:
+        raise UsageError(
+            f"--push_to_hub pushes one model, and these are {tasks * len(args.seeds)}: name one of --tasks and one of "
+            "--seeds, or give --save_model in its place and push each: python -m dnabert2.publish OUT/TASK/seed-SEED "
+            "REPO"
+        )
 
 
 def _check_prediction(args: argparse.Namespace):
-    for name in ("data_dir", "tasks", "dataset_name", "config_name", "use_lora", "merge_adapter", "save_model"):
+    for name in (
+        "data_dir",
+        "tasks",
+        "dataset_name",
+        "config_name",
+        "use_lora",
+        "merge_adapter",
+        "save_model",
+        "push_to_hub",
+    ):
         if getattr(args, name):
             raise UsageError(f"--predict_file trains nothing: leave out --{name}")
 

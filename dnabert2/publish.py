@@ -1,0 +1,227 @@
+"""Pushes a model to the Hub, whole and in one commit: weights, configuration, code, tokenizer, card, curves, results.
+
+    python -m dnabert2.publish output/117M user/dnabert2 [--private]
+
+The folder is an --output_dir of run_mlm.py, one of its checkpoint-STEP, a run of run_gue.py with --save_model (an
+adapter too), its merged/, or any other model's. The token is the environment's HF_TOKEN, or that of `hf auth login`.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from dnabert2 import cards
+from dnabert2.errors import UsageError, run_script
+from dnabert2.loading import ROOT
+
+
+WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)|model\.safetensors\.index\.json")
+ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt "
+    "spiece.model"
+).split()
+OF_THIS_MACHINE = (
+    "is_local",
+    "local_files_only",
+    "name_or_path",
+)  # what transformers keeps of where it read a tokenizer
+MODEL_TYPE = "dnabert2"
+HANDLER = "handler.py"
+WAITS = (1, 2, 4, 8, 16, 32, 64)  # s before a push is tried again; huggingface_hub has tried for 23 s by itself
+
+
+def no_token() -> UsageError:
+    return UsageError("the Hub wants a token that may write: set HF_TOKEN, or run `hf auth login`")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a line."""
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+        return "the Hub does not know this token"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
+        return f"this token may not write there ({error.server_message})"
+    told = str(error).strip().splitlines() or [type(error).__name__]
+    return told[0] + (f" ({reason(error.__cause__)})" if error.__cause__ else "")
+
+
+def open_repository(repo: str, token: str | None, private: bool, revision: str | None = None) -> str:
+    """
+    Has the model repository, and its branch, made if they are missing. Returns its whole name, as user/name.
+
+    Raises UsageError if the Hub cannot be reached, it refuses the token or the name, or the token may not write; and
+    for a repository that is public where a private one is asked for.
+    """
+    if not (token or get_token()):
+        raise no_token()
+    api = HfApi(token=token)
+    try:
+        name = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+        if revision:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        # of one that was there: writes nothing, but asks to
+        api.preupload_lfs_files(name, [CommitOperationAdd("README.md", b"# A card\n")])
+        is_public = private and not api.model_info(name).private
+    except (HTTPError, OSError, ValueError) as error:
+        where = "" if isinstance(error, HfHubHTTPError) else f" at {api.endpoint}"
+        raise UsageError(f"no pushing to {repo}{where}: {reason(error)}") from error
+    if is_public:
+        raise UsageError(f"{name} is there already, and public: make it private in its settings, or name another one")
+    return name
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a fault may be gone later: of the connection or within the Hub, not of what was asked for."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    return not isinstance(error, ValueError)
+
+
+def upload(release: Path, repo: str, message: str, token: str | None = None, revision: str | None = None) -> str:
+    """
+    Commits the files of a folder, once; weights of another model that lie in the repository go. Returns the commit's
+    address. Raises UsageError when the Hub refuses, or still fails after the last of `WAITS`.
+    """
+    api = HfApi(token=token)
+    files = {str(path.relative_to(release)): path.resolve() for path in release.iterdir()}
+    for wait in (*WAITS, None):
+        try:
+            # All anew: what has arrived is not sent again, and a commit whose answer was lost is not made twice.
+            operations: list = [CommitOperationAdd(name, path) for name, path in files.items()]
+            for name in api.list_repo_files(repo, revision=revision):
+                if name not in files and (WEIGHTS.fullmatch(name) or name == ADAPTER_CONFIG):
+                    operations.append(CommitOperationDelete(name))
+            return api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: around what an upload raised
+            if wait is None or not is_passing(error):
+                raise UsageError(f"no pushing to {repo}: {reason(error)}") from error
+            print(f"{repo}: {reason(error)}; once more in {wait} s", file=sys.stderr)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+# --- a release -----------------------------------------------------------------------------------------------------
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What there is of a model in a run's folder: weights, configurations, code and tokenizer."""
+    configs = ("config.json", ADAPTER_CONFIG)
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if WEIGHTS.fullmatch(path.name) or path.name in (*configs, *TOKENIZER) or path.match("*_dnabert2.py")
+    ]
+
+
+def link(path: Path, target: Path):
+    """Without the bytes, where the system can."""
+    try:
+        target.symlink_to(path.resolve())
+    except OSError:
+        shutil.copy2(path, target)
+
+
+def assemble(folder: Path, release: Path, base_model: str | None = None):
+    """
+    Lays a model's files into an empty folder, as they are to lie on the Hub: the code beside them, a full `auto_map`,
+    no path of this machine.
+
+    Args:
+        base_model: the Hub name that an adapter is to give for its base.
+
+    Raises:
+        UsageError: for a folder without a model, and for an adapter whose base is a folder of this machine.
+    """
+    files = {path.name: path for path in model_files(folder)} if folder.is_dir() else {}
+    has_weights = any(name.endswith(".safetensors") for name in files)
+    if not has_weights or "config.json" not in files or not set(TOKENIZER) & files.keys():
+        raise UsageError(f"{folder} is no model to push: it lacks safetensors, config.json or a tokenizer")
+    written = {}
+    config = json.loads(files.pop("config.json").read_text())
+    if config["model_type"] == MODEL_TYPE:
+        # A model from the Hub names its repository in front of each class; code that is copied is named without.
+        config["auto_map"] = json.loads((ROOT / "config.json").read_text())["auto_map"]
+        code = folder if (folder / f"modeling_{MODEL_TYPE}.py").is_file() else ROOT
+        files |= {path.name: path for path in code.glob(f"*_{MODEL_TYPE}.py")}
+        if (ROOT / HANDLER).is_file():
+            files[HANDLER] = ROOT / HANDLER
+    config.pop("_name_or_path", None)
+    written["config.json"] = config
+    if "tokenizer_config.json" in files:
+        values = json.loads(files.pop("tokenizer_config.json").read_text())
+        written["tokenizer_config.json"] = {key: value for key, value in values.items() if key not in OF_THIS_MACHINE}
+    if ADAPTER_CONFIG in files:
+        values = json.loads(files.pop(ADAPTER_CONFIG).read_text())
+        values["base_model_name_or_path"] = base_model or values["base_model_name_or_path"]
+        refuse_local_base(values["base_model_name_or_path"], folder)
+        written[ADAPTER_CONFIG] = values
+    for name, values in written.items():
+        (release / name).write_text(json.dumps(values, indent=2) + "\n")
+    for name, path in files.items():
+        if not name.endswith(".bin"):
+            link(path, release / name)
+
+
+def refuse_local_base(base: str, folder: Path | None = None):
+    """Raises UsageError for an adapter on a folder: who loads it has no such folder."""
+    if Path(base).is_absolute() or Path(base).is_dir():
+        adapter = f"{folder} is" if folder else "--use_lora would push"
+        raise UsageError(
+            f"{adapter} an adapter of the folder {base}, which nobody else has: push that first (python -m "
+            f"dnabert2.publish {base} REPO), then "
+            + ("name it by --base_model REPO" if folder else "adapt it by its name, --model_name_or_path REPO")
+        )
+
+
+def publish(
+    folder: Path,
+    repo: str,
+    *,
+    token: str | None = None,
+    revision: str | None = None,
+    base_model: str | None = None,
+    gue_results: Path | None = None,
+    card: Path | None = None,
+) -> str:
+    """
+    Pushes a folder's model with its card to a repository that is there, `open_repository`'s. Returns the commit's
+    address. Raises UsageError as `assemble`, `cards.write_card` and `upload` do.
+    """
+    with tempfile.TemporaryDirectory(prefix="dnabert2-release-") as temporary:
+        release = Path(temporary)
+        assemble(folder, release, base_model)
+        message = cards.write_card(release, folder, repo, base_model=base_model, gue_results=gue_results)
+        if card:
+            shutil.copyfile(card, release / "README.md")
+        return upload(release, repo, message, token, revision)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the model's")
+    parser.add_argument("repo", help="user/name, made if it is missing; without user/ the token's")
+    parser.add_argument("--private", action="store_true", help="make it a private one")
+    parser.add_argument("--revision", help="a branch, made if it is missing (default: main)")
+    parser.add_argument("--base_model", help="Hub name of the model that this one was trained from, for its card")
+    parser.add_argument("--gue_results", type=Path, help="--output_dir of run_gue.py with this model: its scores")
+    parser.add_argument("--card", type=Path, help="a card of your own (default: written from what the run has left)")
+    args = parser.parse_args()
+    if args.card and not args.card.is_file():
+        raise UsageError(f"--card {args.card}: no such file")
+    with tempfile.TemporaryDirectory() as folder:
+        assemble(args.folder, Path(folder), args.base_model)  # refuses what is no model before a repository is made
+    repo = open_repository(args.repo, None, args.private, args.revision)
+    options = {"base_model": args.base_model, "gue_results": args.gue_results, "card": args.card}
+    print(f"Pushed: {publish(args.folder, repo, revision=args.revision, **options)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
