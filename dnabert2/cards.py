@@ -120,7 +120,7 @@ def write_card(
     shown = examples(release, task, tokenizer)
     write_results(release, folder, record, gue_results)
     evaluations, datasets = results_of_gue(gue_results, folder) if gue_results else ([], [])
-    if "task" in record.results:
+    if "test" in record.results:
         evaluations = results_of_run(record.results, record.dataset)
     is_ours = config["model_type"] == "dnabert2"
     metrics = {result.metric_type: None for result in evaluations}  # in order, each once
@@ -166,7 +166,10 @@ def write_card(
     if record.step is not None:
         return f"Step {record.step:,}"
     if "task" in record.results:
-        return f"Fine-tuned on {record.results['task']}, seed {record.results['seed']}"
+        run = f"{record.results['task']}, seed {record.results['seed']}"
+        return (
+            f"Fine-tuned on {run}" if "test" in record.results else f"Step {record.results['dev']['step']:,} of {run}"
+        )
     return f"After {record.results['step']:,} steps" if "step" in record.results else "A release"
 
 

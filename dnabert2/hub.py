@@ -85,8 +85,7 @@ class Pusher:
         for folder in self.output_dir.glob(f"{SNAPSHOT}*"):  # of a run that was killed
             shutil.rmtree(folder)
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
-        self.last: Future | None = None
-        self.waiting: Path | None = None  # the snapshot of `last`
+        self.pushes: list[tuple[Future, Path]] = []  # with their snapshots; one runs, and none but the last waits
 
     @contextmanager
     def snapshot(self, step: int) -> Iterator[Path]:
@@ -95,10 +94,10 @@ class Pusher:
         the push that is under way, unless a newer one comes. For `has_checkpoints`.
         """
         self._drop_waiting()
-        self.waiting = self.output_dir / f"{SNAPSHOT}{step}"
-        self.waiting.mkdir()
-        yield self.waiting
-        self.last = self.executor.submit(self._push_snapshot, self.waiting)
+        folder = self.output_dir / f"{SNAPSHOT}{step}"
+        folder.mkdir()
+        yield folder
+        self.pushes.append((self.executor.submit(self._push_snapshot, folder), folder))
 
     def push_checkpoint(self, checkpoint: Path):
         """Has a checkpoint-STEP of run_mlm.py pushed as a snapshot; it may be pruned at once."""
@@ -113,8 +112,8 @@ class Pusher:
             shutil.copyfile(self.output_dir / METRICS_FILE, snapshot / METRICS_FILE)
 
     def _drop_waiting(self):
-        if self.last and self.last.cancel():
-            shutil.rmtree(self.waiting)
+        if self.pushes and self.pushes[-1][0].cancel():
+            shutil.rmtree(self.pushes.pop()[1])
 
     def _push_snapshot(self, snapshot: Path):
         """In the thread, which waits for the process that does it. A failure is told, and training goes on."""
@@ -139,7 +138,7 @@ class Pusher:
         if self.repo is None:
             return
         self._drop_waiting()
-        if self.last and self.last.running():
+        if self.pushes and not self.pushes[-1][0].done():
             print("Waiting for the push of a checkpoint")
         self.executor.shutdown()
         try:
