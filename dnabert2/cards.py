@@ -37,14 +37,14 @@ EXAMPLES = [  # name, sequence with the bases that a mask hides in brackets
         "Alu, the commonest repeat of the human genome",
         "GCCTGTAATCCCAGCACTTTGGGAGGCTGAGGCAGGAGAATCGCTTGAACCCGG[GAGGC]GGAGGTTGCAGTGAGCCGAGATCGCGCCACTGCACTCCAGCCTGGGC",
     ),
-    ("Human telomere", "TTAGGGTTAGGGTTAGGGTTAGGG[TTAGGG]TTAGGGTTAGGGTTAGGGTTAGGG"),
+    ("Human telomere", "TTAGGGTTAGGGTTAGGGTTAGGGTTA[GGGTTA]GGGTTAGGGTTAGGGTTAGGG"),
     (
         "16S ribosomal RNA gene of E. coli, from position 515",
-        "GTGCCAGCAGCCGCGGTAATACGGAGGGTGCAAGCGTTAATCGGAATTACT[GGGCG]TAAAGCGCACGCAGGCGGTTTGTTAAGTCAGATGTGAAATCCCC",
+        "GTGCCAGCAGCCGCGGTAATACGGAGGGTGCAAGCGTTAATCGGAATTA[CTGGGC]GTAAAGCGCACGCAGGCGGTTTGTTAAGTCAGATGTGAAATCCCC",
     ),
     (
         "lac promoter and operator of E. coli",
-        "CCCCAGGCTTTACACTTTATGCTTCCGGCTCGTATGTTGTGTGGAATTGT[GAGCG]GATAACAATTTCACACAGGAAACAGCTATG",
+        "CCCCAGGCTTTACACTTTATGCTTCCGGCTCGTATGTTGTGTGGAA[TTGTGA]GCGGATAACAATTTCACACAGGAAACAGCTATG",
     ),
 ]
 SHOWN = 5  # outputs of an example
@@ -124,7 +124,8 @@ def write_card(
         evaluations = results_of_run(record.results, record.dataset)
     is_ours = config["model_type"] == "dnabert2"
     metrics = {result.metric_type: None for result in evaluations}  # in order, each once
-    if task == "fill-mask":
+    last = {key: value for line in record.metrics for key, value in line.items()}  # the newest value of each
+    if "validation_accuracy" in last:
         metrics |= {"accuracy": None}
     data = ModelCardData(
         license="apache-2.0" if is_ours else "unknown",
@@ -148,6 +149,7 @@ def write_card(
         task=task,
         is_adapter=is_adapter,
         is_ours=is_ours,
+        has_code="auto_map" in config,
         is_regression=config.get("problem_type") == REGRESSION,
         config=config,
         labels=[*config.get("id2label", {}).values()] if task == "text-classification" else [],
@@ -160,7 +162,7 @@ def write_card(
         evaluations=evaluations,
         gue=datasets,
         files={path.name for path in release.iterdir()},
-        last=_last(record.metrics),
+        last=last,
     )
     card.save(release / CARD)
     if record.step is not None:
@@ -171,14 +173,6 @@ def write_card(
             f"Fine-tuned on {run}" if "test" in record.results else f"Step {record.results['dev']['step']:,} of {run}"
         )
     return f"After {record.results['step']:,} steps" if "step" in record.results else "A release"
-
-
-def _last(lines: list[dict]) -> dict:
-    """The newest value of each key."""
-    values = {}
-    for line in lines:
-        values |= line
-    return values
 
 
 def main():

@@ -79,9 +79,9 @@ class Pusher:
             return
         self.output_dir, self.token = args.output_dir, token
         self.repo = publish.open_repository(
-            args.hub_model_id or args.output_dir.resolve().name, token, args.hub_private_repo
+            args.hub_model_id or args.output_dir.resolve().name, token, args.hub_private_repo, waits=()
         )
-        print(f"Hub         {self.repo}, pushed to {'beside training' if self.has_checkpoints else 'at the end'}")
+        print(f"Hub         {self.repo} gets {'checkpoints and ' * self.has_checkpoints}the model at the end")
         for folder in self.output_dir.glob(f"{SNAPSHOT}*"):  # of a run that was killed
             shutil.rmtree(folder)
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")

@@ -176,6 +176,8 @@ def check_args(args: argparse.Namespace, num_processes: int):
         raise UsageError("--config_name and --config_overrides are for new models: leave out --model_name_or_path")
     if args.max_train_steps and args.num_train_epochs:
         raise UsageError("give --max_train_steps or --num_train_epochs, not both")
+    if args.push_to_hub and args.num_shards > 1:
+        raise UsageError("--num_shards only prepares, and trains no model to push: leave out --push_to_hub")
     if args.hub_strategy == "checkpoint" and not args.checkpointing_steps:
         raise UsageError("--hub_strategy checkpoint has none to push: give --checkpointing_steps")
     check_data_args(args)

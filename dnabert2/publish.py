@@ -13,13 +13,16 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from dnabert2 import cards
 from dnabert2.errors import UsageError, run_script
+from dnabert2.gue_report import read_json
 from dnabert2.loading import ROOT
 
 
@@ -36,11 +39,8 @@ OF_THIS_MACHINE = (
 )  # what transformers keeps of where it read a tokenizer
 MODEL_TYPE = "dnabert2"
 HANDLER = "handler.py"
+T = TypeVar("T")
 WAITS = (1, 2, 4, 8, 16, 32, 64)  # s before a push is tried again; huggingface_hub has tried for 23 s by itself
-
-
-def no_token() -> UsageError:
-    return UsageError("the Hub wants a token that may write: set HF_TOKEN, or run `hf auth login`")
 
 
 def reason(error: Exception) -> str:
@@ -53,7 +53,32 @@ def reason(error: Exception) -> str:
     return told[0] + (f" ({reason(error.__cause__)})" if error.__cause__ else "")
 
 
-def open_repository(repo: str, token: str | None, private: bool, revision: str | None = None) -> str:
+def is_passing(error: Exception) -> bool:
+    """Whether a fault may be gone later: of the connection or within the Hub, not of what was asked for."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HfHubHTTPError):  # around what an upload raised
+        error = error.__cause__
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    return not isinstance(error, ValueError | FileNotFoundError)
+
+
+def patiently(ask: Callable[[], T], repo: str, waits: Sequence[float]) -> T:
+    """What `ask` gives, tried again after each wait. Raises UsageError when the Hub refuses, or fails to the last."""
+    for wait in (*waits, None):
+        try:
+            return ask()
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            if wait is None or not is_passing(error):
+                where = "" if isinstance(error, HfHubHTTPError) else f" at {HfApi().endpoint}"
+                raise UsageError(f"no pushing to {repo}{where}: {reason(error)}") from error
+            print(f"{repo}: {reason(error)}; once more in {wait} s", file=sys.stderr)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def open_repository(
+    repo: str, token: str | None, private: bool, revision: str | None = None, waits: Sequence[float] = WAITS
+) -> str:
     """
     Has the model repository, and its branch, made if they are missing. Returns its whole name, as user/name.
 
@@ -61,51 +86,40 @@ def open_repository(repo: str, token: str | None, private: bool, revision: str |
     for a repository that is public where a private one is asked for.
     """
     if not (token or get_token()):
-        raise no_token()
+        raise UsageError("the Hub wants a token that may write: set HF_TOKEN, or run `hf auth login`")
     api = HfApi(token=token)
-    try:
+
+    def ask() -> str:
         name = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
         # of one that was there: writes nothing, but asks to
         api.preupload_lfs_files(name, [CommitOperationAdd("README.md", b"# A card\n")])
-        is_public = private and not api.model_info(name).private
-    except (HTTPError, OSError, ValueError) as error:
-        where = "" if isinstance(error, HfHubHTTPError) else f" at {api.endpoint}"
-        raise UsageError(f"no pushing to {repo}{where}: {reason(error)}") from error
-    if is_public:
+        return name
+
+    name = patiently(ask, repo, waits)
+    if private and not patiently(lambda: api.model_info(name), repo, waits).private:
         raise UsageError(f"{name} is there already, and public: make it private in its settings, or name another one")
     return name
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether a fault may be gone later: of the connection or within the Hub, not of what was asked for."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    return not isinstance(error, ValueError)
 
 
 def upload(release: Path, repo: str, message: str, token: str | None = None, revision: str | None = None) -> str:
     """
     Commits the files of a folder, once; weights of another model that lie in the repository go. Returns the commit's
-    address. Raises UsageError when the Hub refuses, or still fails after the last of `WAITS`.
+    address. Raises UsageError as `patiently`.
     """
     api = HfApi(token=token)
     files = {str(path.relative_to(release)): path.resolve() for path in release.iterdir()}
-    for wait in (*WAITS, None):
-        try:
-            # All anew: what has arrived is not sent again, and a commit whose answer was lost is not made twice.
-            operations: list = [CommitOperationAdd(name, path) for name, path in files.items()]
-            for name in api.list_repo_files(repo, revision=revision):
-                if name not in files and (WEIGHTS.fullmatch(name) or name == ADAPTER_CONFIG):
-                    operations.append(CommitOperationDelete(name))
-            return api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url
-        except (HTTPError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: around what an upload raised
-            if wait is None or not is_passing(error):
-                raise UsageError(f"no pushing to {repo}: {reason(error)}") from error
-            print(f"{repo}: {reason(error)}; once more in {wait} s", file=sys.stderr)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+
+    def commit() -> str:
+        # All anew: what has arrived is not sent again, and a commit whose answer was lost is not made twice.
+        operations: list = [CommitOperationAdd(name, path) for name, path in files.items()]
+        for name in api.list_repo_files(repo, revision=revision):
+            if name not in files and (WEIGHTS.fullmatch(name) or name == ADAPTER_CONFIG):
+                operations.append(CommitOperationDelete(name))
+        return api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url
+
+    return patiently(commit, repo, WAITS)
 
 
 # --- a release -----------------------------------------------------------------------------------------------------
@@ -113,11 +127,15 @@ def upload(release: Path, repo: str, message: str, token: str | None = None, rev
 
 def model_files(folder: Path) -> list[Path]:
     """What there is of a model in a run's folder: weights, configurations, code and tokenizer."""
-    configs = ("config.json", ADAPTER_CONFIG)
+    if not (folder / "config.json").is_file():
+        return []
+    is_ours = read_json(folder / "config.json")["model_type"] == MODEL_TYPE
+    code = f"*_{MODEL_TYPE}.py" if is_ours else "*.py"
+    names = ("config.json", ADAPTER_CONFIG, *TOKENIZER)
     return [
         path
         for path in sorted(folder.iterdir())
-        if WEIGHTS.fullmatch(path.name) or path.name in (*configs, *TOKENIZER) or path.match("*_dnabert2.py")
+        if WEIGHTS.fullmatch(path.name) or path.name in names or path.match(code)
     ]
 
 
@@ -140,15 +158,15 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
     Raises:
         UsageError: for a folder without a model, and for an adapter whose base is a folder of this machine.
     """
-    files = {path.name: path for path in model_files(folder)} if folder.is_dir() else {}
+    files = {path.name: path for path in model_files(folder)}
     has_weights = any(name.endswith(".safetensors") for name in files)
     if not has_weights or "config.json" not in files or not set(TOKENIZER) & files.keys():
         raise UsageError(f"{folder} is no model to push: it lacks safetensors, config.json or a tokenizer")
     written = {}
-    config = json.loads(files.pop("config.json").read_text())
+    config = read_json(files.pop("config.json"))
     if config["model_type"] == MODEL_TYPE:
         # A model from the Hub names its repository in front of each class; code that is copied is named without.
-        config["auto_map"] = json.loads((ROOT / "config.json").read_text())["auto_map"]
+        config["auto_map"] = read_json(ROOT / "config.json")["auto_map"]
         code = folder if (folder / f"modeling_{MODEL_TYPE}.py").is_file() else ROOT
         files |= {path.name: path for path in code.glob(f"*_{MODEL_TYPE}.py")}
         if (ROOT / HANDLER).is_file():
@@ -156,10 +174,10 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
     config.pop("_name_or_path", None)
     written["config.json"] = config
     if "tokenizer_config.json" in files:
-        values = json.loads(files.pop("tokenizer_config.json").read_text())
+        values = read_json(files.pop("tokenizer_config.json"))
         written["tokenizer_config.json"] = {key: value for key, value in values.items() if key not in OF_THIS_MACHINE}
     if ADAPTER_CONFIG in files:
-        values = json.loads(files.pop(ADAPTER_CONFIG).read_text())
+        values = read_json(files.pop(ADAPTER_CONFIG))
         values["base_model_name_or_path"] = base_model or values["base_model_name_or_path"]
         refuse_local_base(values["base_model_name_or_path"], folder)
         written[ADAPTER_CONFIG] = values

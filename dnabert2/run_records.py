@@ -81,7 +81,8 @@ def read_record(folder: Path) -> Record:
     results = read_json(results_file) if results_file and not is_checkpoint else {}
     recipe = state.get("recipe") or results.get("recipe") or {}
     step = state.get("step")
-    lines = curves.read_metrics(metrics_file.parent) if metrics_file else []
+    texts = metrics_file.read_text().splitlines() if metrics_file else []
+    lines = [json.loads(text) for text in texts if text.endswith("}")]  # the last can be torn
     lines = [line for line in lines if step is None or line["step"] <= step]
     names = recipe
     hyperparameters = recipe.get("hyperparameters", {})
@@ -185,6 +186,7 @@ def write_results(release: Path, folder: Path, record: Record, gue_results: Path
             write_whole(release / "validation.md", (folder / "validation.md").read_bytes())
     if record.metrics:
         write_whole(release / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in record.metrics))
-        draw_curves(release, record.metrics, "task" not in record.results)
+        if any("loss" in line for line in record.metrics):
+            draw_curves(release, record.metrics, "task" not in record.results)
     for name in (MARKDOWN_FILE, PICTURE_FILE) if gue_results else ():
         write_whole(release / name, (gue_results / name).read_bytes())

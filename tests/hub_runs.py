@@ -1,8 +1,8 @@
-"""Runs scripts one after the other in one process: the Hub's clients read where it is at import, and that takes longest.
+"""Runs scripts one after the other in one process: the Hub's clients read where it is at import, which takes longest.
 
     python tests/hub_runs.py calls.json
 
-calls.json is a list of {"script": module, "arguments": [...]}, with "token" for HF_TOKEN and "endpoint" for another Hub.
+calls.json is a list of {"script": module, "arguments": [...]}, with "token" for HF_TOKEN, "endpoint" for another Hub.
 Nothing sleeps: what was to be waited for is told. Prints a list of {"status", "output", "errors", "waits"}, the last
 line of all.
 """

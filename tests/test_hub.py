@@ -1,4 +1,4 @@
-"""Pushing by the scripts, with the real clients, to the test Hub; then what was pushed, loaded in a process of its own.
+"""Pushing by the scripts, with the real clients, to the test Hub; and what was pushed, loaded in a fresh process.
 
 One launched run of run_mlm.py with its checkpoints, then the other scripts in one process (`hub_runs`), then this file
 run as a script, with a clean cache, that prints what it saw as JSON.
@@ -442,6 +442,78 @@ class TestTheToken:
         assert hub.take_token(args) == "hf_secret"
         assert args.hub_token is None and sys.argv == ["run_mlm.py", "--hub_token", "...", "--hub_token=..."]
         assert "hub_token" in checkpoints.FREE_ON_RESUME
+
+
+class TestAPusher:
+    """With the process that pushes, and the repository, put aside."""
+
+    @pytest.fixture
+    def pusher(self, monkeypatch, tmp_path) -> hub.Pusher:
+        monkeypatch.setattr(publish, "open_repository", lambda *_, **__: "user/name")
+        left_over = tmp_path / "push.tmp-1"
+        left_over.mkdir()
+        args = Namespace(push_to_hub=True, hub_model_id=None, hub_token=TOKEN, hub_private_repo=False)
+        args.hub_strategy, args.output_dir = "checkpoint", tmp_path
+        pusher = hub.Pusher(args, is_main_process=True)
+        assert not left_over.exists()
+        return pusher
+
+    def test_pushes_the_newest_of_those_that_wait(self, monkeypatch, pusher, tmp_path):
+        is_running, may_end, pushed = threading.Event(), threading.Event(), []
+
+        def run(command: list[str], env: dict[str, str], **_):
+            is_running.set()
+            assert may_end.wait(30)
+            pushed.append((Path(command[-2]).name, (Path(command[-2]) / "model").read_text(), env["HF_TOKEN"]))
+            assert TOKEN not in command
+            return subprocess.CompletedProcess(command, 0, "", "")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(publish, "publish", lambda folder, *_, **__: pushed.append((folder.name, "", "")))
+        for step in (1, 2, 3):
+            with pusher.snapshot(step) as folder:
+                (folder / "model").write_text(f"of step {step}")
+            assert is_running.wait(30)
+        assert {path.name for path in tmp_path.iterdir()} == {"push.tmp-1", "push.tmp-3"}
+        may_end.set()
+        pusher.pushes[-1][0].result()
+        pusher.finish(tmp_path)
+        assert pushed == [
+            ("push.tmp-1", "of step 1", TOKEN),
+            ("push.tmp-3", "of step 3", TOKEN),
+            (tmp_path.name, "", ""),
+        ]
+        assert not [*tmp_path.iterdir()]
+
+    def test_tells_of_a_push_that_failed_and_lets_training_go_on(self, monkeypatch, pusher, capfd):
+        failed = subprocess.CompletedProcess([], 1, "", "a line\nerror: no pushing to user/name: it fails\n")
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+        with pusher.snapshot(7):
+            pass
+        pusher.pushes[-1][0].result()
+        told = (
+            "The checkpoint of step 7 was not pushed, and training goes on: error: no pushing to user/name: it fails"
+        )
+        assert told in capfd.readouterr().err
+
+    def test_links_what_may_be_pruned(self, monkeypatch, pusher, tmp_path):
+        monkeypatch.setattr(pusher, "_push_snapshot", lambda snapshot: None)
+        checkpoint = gue_runs.save_base(tmp_path / "checkpoint-5")
+        for file in (checkpoint / "run_state.json", checkpoint / "optimizer.safetensors", tmp_path / "metrics.jsonl"):
+            file.write_text("{}")
+        pusher.push_checkpoint(checkpoint)
+        snapshot = tmp_path / "push.tmp-5"
+        names = {path.name for path in snapshot.iterdir()}
+        assert names == {path.name for path in checkpoint.iterdir()} - {"optimizer.safetensors"} | {"metrics.jsonl"}
+        assert (snapshot / "model.safetensors").samefile(checkpoint / "model.safetensors")
+
+    def test_of_another_process_does_nothing(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(publish, "open_repository", lambda *_, **__: pytest.fail("asked the Hub"))
+        args = Namespace(push_to_hub=True, hub_model_id=None, hub_token=TOKEN, hub_private_repo=False)
+        args.hub_strategy, args.output_dir = "checkpoint", tmp_path
+        pusher = hub.Pusher(args, is_main_process=False)
+        pusher.push_checkpoint(tmp_path / "checkpoint-1")
+        pusher.finish(tmp_path)
 
 
 class TestArguments:
