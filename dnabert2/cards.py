@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from transformers.utils import logging
 
 from dnabert2 import classifiers
+from dnabert2.encoding import kmers
 from dnabert2.errors import UsageError, run_script
 from dnabert2.gue_report import read_json
 from dnabert2.labelled import REGRESSION
 from dnabert2.loading import errors_name, load_tokenizer
-from dnabert2.run_records import read_record, results_of_gue, results_of_run, write_results
+from dnabert2.releases import ADAPTER_CONFIG, MODEL_TYPE, assemble
+from dnabert2.run_records import Record, read_record, results_of_gue, results_of_run, write_results
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -63,7 +65,7 @@ def _shown(outputs: list[dict], key: str) -> list[dict]:
     return [{"label": output[key], "score": round(output["score"], 4)} for output in outputs[:SHOWN]]
 
 
-def examples(release: Path, task: str, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+def examples(release: Path, task: str, tokenizer: PreTrainedTokenizerBase, kmer: int | None = None) -> list[dict]:
     """
     What this model says of `EXAMPLES`, as the Hub's widgets take them: by `pipeline` on a CPU, as a user would ask.
     Beside that "hidden", the masked bases. Of models that are neither for masks nor for classes none.
@@ -83,7 +85,7 @@ def examples(release: Path, task: str, tokenizer: PreTrainedTokenizerBase) -> li
             text = f"{start}{tokenizer.mask_token}{end}"
             outputs = _shown(ask(text, top_k=SHOWN), "token_str")
         else:
-            text = start + hidden + end
+            text = start + hidden + end if kmer is None else kmers(start + hidden + end, kmer)
             outputs = _shown(ask(text, top_k=None), "label")
         found.append({"example_title": title, "text": text, "output": outputs, "hidden": hidden})
     return found
@@ -114,15 +116,15 @@ def write_card(
     if task is None:
         raise UsageError(f"{folder}: a card needs an architecture in config.json, one for {', '.join(TASKS.values())}")
     if is_adapter:
-        base_model = read_json(release / classifiers.ADAPTER_CONFIG)["base_model_name_or_path"]
+        base_model = read_json(release / ADAPTER_CONFIG)["base_model_name_or_path"]
     base_model = base_model or record.base_model
     tokenizer = load_tokenizer(release)
-    shown = examples(release, task, tokenizer)
+    shown = examples(release, task, tokenizer, record.hyperparameters.get("kmer"))
     write_results(release, folder, record, gue_results)
     evaluations, datasets = results_of_gue(gue_results, folder) if gue_results else ([], [])
     if "test" in record.results:
         evaluations = results_of_run(record.results, record.dataset)
-    is_ours = config["model_type"] == "dnabert2"
+    is_ours = config["model_type"] == MODEL_TYPE
     metrics = {result.metric_type: None for result in evaluations}  # in order, each once
     last = {key: value for line in record.metrics for key, value in line.items()}  # the newest value of each
     if "validation_accuracy" in last:
@@ -165,19 +167,20 @@ def write_card(
         last=last,
     )
     card.save(release / CARD)
+    return _commit_title(record)
+
+
+def _commit_title(record: Record) -> str:
     if record.step is not None:
         return f"Step {record.step:,}"
-    if "task" in record.results:
-        run = f"{record.results['task']}, seed {record.results['seed']}"
-        return (
-            f"Fine-tuned on {run}" if "test" in record.results else f"Step {record.results['dev']['step']:,} of {run}"
-        )
+    if "test" in record.results:
+        return f"Fine-tuned on {record.results['task']}, seed {record.results['seed']}"
+    if "task" in record.results:  # and still training
+        return f"Step {record.results['dev']['step']:,} of {record.results['task']}, seed {record.results['seed']}"
     return f"After {record.results['step']:,} steps" if "step" in record.results else "A release"
 
 
 def main():
-    from dnabert2.publish import assemble  # which imports this module
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the model's")
     parser.add_argument("repo", help="user/name, where it is to go")

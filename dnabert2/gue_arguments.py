@@ -5,7 +5,7 @@ import math
 from dataclasses import fields, replace
 from pathlib import Path
 
-from dnabert2 import hub, loading, publish
+from dnabert2 import hub, loading, releases
 from dnabert2.errors import UsageError
 from dnabert2.gue import Recipe
 from dnabert2.labelled import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
@@ -144,7 +144,7 @@ def check_args(args: argparse.Namespace):
     if args.push_to_hub:
         args.save_model = True
         if args.use_lora:
-            publish.refuse_local_base(args.model_name_or_path)
+            releases.refuse_local_base(args.model_name_or_path)
 
 
 def refuse_several_models(args: argparse.Namespace, tasks: int):

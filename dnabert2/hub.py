@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from dnabert2 import publish
+from dnabert2 import publish, releases
 from dnabert2.checkpoints import METRICS_FILE, STATE_FILE
 from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT
@@ -104,7 +104,7 @@ class Pusher:
         if not self.has_checkpoints:
             return
         with self.snapshot(int(checkpoint.name.rpartition("-")[2])) as snapshot:
-            for path in [*publish.model_files(checkpoint), checkpoint / STATE_FILE]:
+            for path in [*releases.model_files(checkpoint), checkpoint / STATE_FILE]:
                 try:
                     os.link(path, snapshot / path.name)
                 except OSError:  # a file system without links

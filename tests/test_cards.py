@@ -8,12 +8,11 @@ from pathlib import Path
 
 import gue_runs
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from models import ROOT
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
-from dnabert2 import cards, publish, run_records
+from dnabert2 import cards, releases, run_records
 from dnabert2.checkpoints import save_tokenizer
 from dnabert2.errors import UsageError
 from dnabert2.gue_sources import model_fingerprint
@@ -22,7 +21,7 @@ from dnabert2.loading import load_tokenizer
 
 def write(folder: Path, release: Path, **options) -> ModelCard:
     release.mkdir()
-    publish.assemble(folder, release, options.get("base_model"))
+    releases.assemble(folder, release, options.get("base_model"))
     cards.write_card(release, folder, "user/model", **options)
     return ModelCard.load(release / "README.md")
 
@@ -80,6 +79,16 @@ def test_several_labels_a_row_have_probabilities_of_their_own(tmp_path):
     assert "promoter, enhancer" in card.text and sum(scores) != pytest.approx(1, abs=1e-3)
 
 
+def test_a_reader_of_k_mers_is_asked_in_them(tmp_path):
+    folder = classifier(tmp_path / "run")
+    values = json.loads(results({"mcc": 0.5, "collapsed": False}))
+    values["arguments"]["kmer"] = 6
+    (folder / "all_results.json").write_text(json.dumps(values))
+    card = write(folder, tmp_path / "release")
+    assert "It reads overlapping 6-mers" in card.text
+    assert card.data.widget[0]["text"].startswith("GCCTGT CCTGTA CTGTAA ")
+
+
 def test_a_model_without_a_head_is_for_embeddings(tmp_path):
     folder = gue_runs.save_base(tmp_path / "run")
     AutoModel.from_pretrained(folder, trust_remote_code=True).save_pretrained(folder)
@@ -107,6 +116,15 @@ def test_checkpoints_before_the_first_logged_step_have_no_curves(tmp_path):
     card = write(folder, tmp_path / "release")
     assert "step 1 of 1,000, and training goes on" in card.text and "and 5 more" in card.text
     assert "8.5000" in card.text and "curves.png" not in card.text
+
+
+def test_a_card_can_be_had_without_a_push(monkeypatch, capsys, tmp_path):
+    folder = gue_runs.save_base(tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["cards", str(folder), "user/model"])
+    cards.main()
+    card = ModelCard(capsys.readouterr().out)
+    assert card.data.pipeline_tag == "fill-mask" and 'model="user/model"' in card.text
+    assert not (folder / "README.md").exists()
 
 
 class TestResultsOfGue:
@@ -141,37 +159,6 @@ class TestResultsOfGue:
         gue = self.gue_results(tmp_path / "gue", "of other weights")
         with pytest.raises(UsageError, match="were not, or not all, of the model"):
             write(model, tmp_path / "release", gue_results=gue)
-
-
-class TestAssembling:
-    def test_an_adapter_names_a_base_that_others_have(self, tmp_path):
-        folder = gue_runs.save_base(tmp_path / "run")
-        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
-        (tmp_path / "refused").mkdir()
-        with pytest.raises(UsageError, match=r"which nobody else has: push that first .*--base_model REPO"):
-            publish.assemble(folder, tmp_path / "refused")
-        (tmp_path / "release").mkdir()
-        publish.assemble(folder, tmp_path / "release", "user/base")
-        config = json.loads((tmp_path / "release" / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == "user/base"
-
-    def test_a_model_loaded_from_the_hub_names_its_own_code(self, tmp_path):
-        folder = gue_runs.save_base(tmp_path / "run")
-        config = json.loads((folder / "config.json").read_text())
-        whole = config["auto_map"]
-        config["auto_map"] = {key: f"user/base--{name}" for key, name in whole.items() if key != "AutoModel"}
-        (folder / "config.json").write_text(json.dumps(config))
-        (tmp_path / "release").mkdir()
-        publish.assemble(folder, tmp_path / "release")
-        assert json.loads((tmp_path / "release" / "config.json").read_text())["auto_map"] == whole
-
-    def test_pickled_weights_are_no_model(self, tmp_path):
-        folder = gue_runs.save_base(tmp_path / "run")
-        torch.save({}, folder / "pytorch_model.bin")
-        (folder / "model.safetensors").unlink()
-        with pytest.raises(UsageError, match="lacks safetensors"):
-            publish.assemble(folder, tmp_path)
 
 
 def test_results_name_no_folders(tmp_path):

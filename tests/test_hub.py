@@ -197,6 +197,8 @@ def others(server, folder, pretraining) -> dict[str, dict]:
         command = gue_runs.command(output_dir=output_dir, **tune | options)
         return {"script": "run_gue", "arguments": command, "token": TOKEN}
 
+    card = folder / "card.md"
+    card.write_text("---\nlicense: mit\n---\n# A card of one's own\n")
     calls = {
         "classifier": gue(folder / "classifier", hub_strategy="checkpoint"),
         "adapter": gue(folder / "lora", hub_model_id="adapter", use_lora=True),
@@ -209,7 +211,7 @@ def others(server, folder, pretraining) -> dict[str, dict]:
         },
         "a branch": {
             "script": "dnabert2.publish",
-            "arguments": [str(folder / "dna" / "checkpoint-6"), "later", "--revision", "v1"],
+            "arguments": [str(folder / "dna" / "checkpoint-6"), "later", "--revision", "v1", "--card", str(card)],
             "token": TOKEN,
         },
         "the adapter as a model": {
@@ -394,10 +396,11 @@ class TestAFailedPush:
 
 
 class TestPublish:
-    def test_of_a_checkpoint_goes_to_a_branch(self, server, others):
+    def test_of_a_checkpoint_with_its_own_card_goes_to_a_branch(self, server, folder, others):
         assert others["a branch"]["status"] == 0, others["a branch"]
         commit = server.repositories["model", "user/later"].at("v1")
         assert commit.title == "Step 6" and commit.files.keys() >= MODEL | {"curves.png"}
+        assert commit.files["README.md"].content == (folder / "card.md").read_bytes()
 
     def test_leaves_no_weights_of_another_model(self, server, others):
         files = server.repositories["model", "user/adapter-no-more"].files()
