@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from dnabert2 import cards
 from dnabert2.errors import UsageError, run_script
@@ -25,6 +25,7 @@ from dnabert2.releases import ADAPTER_CONFIG, WEIGHTS, assemble
 
 T = TypeVar("T")
 WAITS = (1, 2, 4, 8, 16, 32, 64)  # s before a push is tried again; huggingface_hub has tried for 23 s by itself
+SILENCE = 600  # s without a byte until a connection is given up; huggingface_hub waits for ever
 
 
 def reason(error: Exception) -> str:
@@ -43,12 +44,13 @@ def is_passing(error: Exception) -> bool:
         error = error.__cause__
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    return not isinstance(error, ValueError | FileNotFoundError)
+    return not isinstance(error, ValueError | FileNotFoundError | OfflineModeIsEnabled)
 
 
 def patiently(ask: Callable[[], T], repo: str, waits: Sequence[float]) -> T:
     """What `ask` gives, tried again after each wait. Raises UsageError when the Hub refuses, or fails to the last."""
     for wait in (*waits, None):
+        get_session().timeout = SILENCE
         try:
             return ask()
         except (HTTPError, OSError, RuntimeError, ValueError) as error:

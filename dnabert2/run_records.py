@@ -1,6 +1,7 @@
 """What a run has left of its model for others to read, in the card and beside it: recipe, scores, curves."""
 
 import json
+import re
 from argparse import Namespace
 from dataclasses import dataclass
 from io import BytesIO
@@ -51,7 +52,7 @@ def recipe_of_pretraining(args: Namespace, corpus: str, mixed_precision: str, nu
         **hub_names(args),
         "is_further": bool(args.model_name_or_path),
         "files": [PurePath(name).name for name in map(str, args.train_file or ())],
-        "corpus": corpus,
+        "corpus": re.sub(r" \((none of|give) [^)]*\)", "", corpus),  # without advice
         "hyperparameters": values | {"mixed_precision": mixed_precision, "num_processes": num_processes},
     }
 

@@ -18,6 +18,7 @@ import gue_runs
 import mlm_runs
 import pytest
 from hub_server import ROUTES, HubServer
+from huggingface_hub import get_session
 
 from dnabert2 import checkpoints, hub, publish
 
@@ -351,7 +352,8 @@ class TestCards:
             assert example["text"].count("[MASK]") == 1 and len(example["output"]) == 5
         assert "| learning_rate | 0.005 |" in text and "| max_train_steps | 6 |" in text
         assert "![curves](curves.png)" in text and "token frequencies alone" in text
-        assert "alpha.fa" in text or "corpus" in text
+        assert "; from corpus." in text and "--validation_split_percentage" not in text
+        assert "[validation.md](validation.md)" in text
         assert "Hosted inference refuses" in text
 
     def test_of_a_classifier(self, loaded, folder):
@@ -396,6 +398,9 @@ class TestAFailedPush:
 
 
 class TestPublish:
+    def test_gives_a_silent_hub_up(self):
+        assert publish.patiently(lambda: get_session().timeout.read, "user/name", waits=()) == publish.SILENCE
+
     def test_of_a_checkpoint_with_its_own_card_goes_to_a_branch(self, server, folder, others):
         assert others["a branch"]["status"] == 0, others["a branch"]
         commit = server.repositories["model", "user/later"].at("v1")
