@@ -218,8 +218,8 @@ def main():
     if missing:
         accelerator.print(f"Not in {args.data_dir}, left out: {', '.join(missing)}")
     refuse_several_models(args, len(sources))
-    pusher = Pusher(args, accelerator.is_main_process)
     runs = runs_to_do(args, accelerator, sources)
+    pusher = Pusher(args, accelerator.is_main_process)
     to_do = sum(map(len, runs.values()))
     finished = len(sources) * len(args.seeds) - to_do
     accelerator.print(f"{len(sources)} task(s), {len(args.seeds)} seed(s): {finished} finished, {to_do} to do")
