@@ -28,13 +28,22 @@ from dnabert2.encoding import EncodedTask, encode
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
 from dnabert2.finetuning import finetune, predict, probabilities, score, strands_of
-from dnabert2.gue_arguments import check_args, eval_batch_size, micro_batch_size, parse_args, recipe_of
+from dnabert2.gue_arguments import (
+    check_args,
+    eval_batch_size,
+    micro_batch_size,
+    parse_args,
+    recipe_of,
+    refuse_several_models,
+)
 from dnabert2.gue_sources import Source, find_sources, is_of_gue, model_fingerprint
+from dnabert2.hub import Pusher
 from dnabert2.label_scale import scale_of_task, write_scale
 from dnabert2.labelled import REGRESSION, TaskData
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.padding import Collator, length_multiple
 from dnabert2.predictions import PREDICTIONS_FILE, make_folder, predict_file, write_predictions
+from dnabert2.run_records import hub_names
 from dnabert2.run_state import RunState, arguments_of_state, remove_state
 
 
@@ -115,6 +124,7 @@ def run(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     arguments: dict,
+    pusher: Pusher,
     is_quiet: bool,
 ):
     """One dataset, one seed: fine-tunes, predicts test once, and writes the run's folder, its results last."""
@@ -154,6 +164,33 @@ def run(
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
+    about = {
+        "task": source.name,
+        "seed": seed,
+        "problem_type": data.problem_type,
+        "rows": {name: len(split) for name, split in data.splits.items()},
+        "train_is_from_dev": data.train_is_from_dev,
+        "truncated_rows": {name: split.truncated for name, split in task.splits.items()},
+        "max_seq_length": task.max_seq_length,
+        "arguments": arguments,
+        "recipe": asdict(recipe),
+        **hub_names(args),
+        **counts,
+        "save_model": args.save_model,
+        "merge_adapter": args.merge_adapter,
+        "attn_implementation": attention,
+        "cuda_graphs": use_cuda_graphs,
+        "num_processes": accelerator.num_processes,
+        "device": torch.cuda.get_device_name() if is_cuda else accelerator.device.type,
+    }
+
+    def push_best(best: dict):
+        if pusher.has_checkpoints:
+            with pusher.snapshot(best["step"]) as snapshot:
+                classifiers.save_classifier(accelerator, model, tokenizer, snapshot)
+                write_whole(snapshot / METRICS_FILE, (folder / METRICS_FILE).read_bytes())
+                write_whole(snapshot / RESULTS_FILE, json.dumps(about | {"dev": best}))
+
     best = finetune(
         accelerator,
         model,
@@ -171,6 +208,7 @@ def run(
         name=f"{source.name} seed {seed}",
         use_cuda_graphs=use_cuda_graphs,
         state=state,
+        on_best=push_best,
     )
     seconds = time.perf_counter() - start
     logits = predict(accelerator, model, collator, strands_of(task, "test"), eval_batch)
@@ -182,25 +220,9 @@ def run(
             classifiers.save_classifier(accelerator, model, tokenizer, folder)
         if args.merge_adapter:
             classifiers.save_merged(accelerator, model, tokenizer, folder / "merged")
-        results = {
-            "task": source.name,
-            "seed": seed,
-            "problem_type": data.problem_type,
+        results = about | {
             "test": test,
             "dev": best,
-            "rows": {name: len(split) for name, split in data.splits.items()},
-            "train_is_from_dev": data.train_is_from_dev,
-            "truncated_rows": {name: split.truncated for name, split in task.splits.items()},
-            "max_seq_length": task.max_seq_length,
-            "arguments": arguments,
-            "recipe": asdict(recipe),
-            **counts,
-            "save_model": args.save_model,
-            "merge_adapter": args.merge_adapter,
-            "attn_implementation": attention,
-            "cuda_graphs": use_cuda_graphs,
-            "num_processes": accelerator.num_processes,
-            "device": torch.cuda.get_device_name() if is_cuda else accelerator.device.type,
             "resumed_at_step": state.first_step or None,
             "train_seconds": round(seconds, 2),  # with the evaluations on dev; of a resumed run from there
             "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if is_cuda else None,
@@ -237,7 +259,9 @@ def main():
             f"{args.data_dir} is read as a task of your own; for the recipe of GUE's, and its published scores, give "
             "--data_dir the folder above and --tasks"
         )
+    refuse_several_models(args, len(sources))
     runs = runs_to_do(args, accelerator, sources)
+    pusher = Pusher(args, accelerator.is_main_process)
     to_do = sum(map(len, runs.values()))
     finished = len(sources) * len(args.seeds) - to_do
     accelerator.print(f"{len(sources)} task(s), {len(args.seeds)} seed(s): {finished} finished, {to_do} to do")
@@ -258,7 +282,7 @@ def main():
             write_whole(args.output_dir / source.name / gue_report.CHECKS_FILE, checks + "\n")
         task = encode(data, tokenizer, args.max_seq_length, positions, args.kmer, args.reverse_complement)
         for seed, arguments in runs[source.name].items():
-            run(args, accelerator, source, data, task, tokenizer, seed, arguments, is_quiet=not is_first)
+            run(args, accelerator, source, data, task, tokenizer, seed, arguments, pusher, is_quiet=not is_first)
             is_first = False
     if accelerator.is_main_process:
         gue_report.write_report(args.output_dir)
@@ -266,6 +290,7 @@ def main():
     accelerator.wait_for_everyone()
     accelerator.print(f"The table is {args.output_dir / gue_report.MARKDOWN_FILE}")
     accelerator.end_training()
+    pusher.finish(run_folder(args, sources[0], args.seeds[0]))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from dnabert2 import batches, checkpoints, curves, loading, throughput, training_data, validation
+from dnabert2 import batches, checkpoints, curves, hub, loading, run_records, throughput, training_data, validation
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
 from dnabert2.mlm_arguments import check_args, parse_args, set_schedule
@@ -116,6 +116,7 @@ def main():
     if checkpoint:
         state = checkpoints.read_state(checkpoint)
         checkpoints.refuse_other_arguments(checkpoint, state["arguments"], arguments)
+    pusher = hub.Pusher(args, accelerator.is_main_process)
     set_seed(args.seed)
 
     tokenizer = loading.load_tokenizer(checkpoint or tokenizer_name, args.trust_remote_code)
@@ -150,6 +151,9 @@ def main():
         validation_set, args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
     )
 
+    state["recipe"] = run_records.recipe_of_pretraining(
+        args, data.describe(), accelerator.mixed_precision, accelerator.num_processes
+    )
     accelerator.print(
         f"Corpus      {data.describe()}\n"
         f"Model       {parameters:,} parameters, {args.attn_implementation} attention, "
@@ -226,13 +230,14 @@ def main():
                 state |= {"step": done, "arguments": arguments, "stream": data.state()}
                 folder = args.output_dir / f"checkpoint-{done}"
                 checkpoints.save_checkpoint(accelerator, folder, model, tokenizer, optimizer, scheduler, state)
+                pusher.push_checkpoint(folder)
                 if accelerator.is_main_process:
                     checkpoints.prune_checkpoints(folder, args.save_total_limit)
     progress.close()
 
     checkpoints.save_final_model(accelerator, model, tokenizer, args.output_dir)
     results = metrics.last | {"parameters": parameters, "train_tokens": args.max_train_steps * meter.tokens_a_step}
-    results |= data.baseline()
+    results |= data.baseline() | {"recipe": state["recipe"]}
     if len(validation_set) and not table:  # resumed after its last step
         table = validation.validate(accelerator, model, validation_loader, data.validation)
     if accelerator.is_main_process:
@@ -246,6 +251,7 @@ def main():
     accelerator.wait_for_everyone()
     accelerator.print(f"Saved to {args.output_dir}")
     accelerator.end_training()
+    pusher.finish(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -195,6 +195,11 @@ FREE_ON_RESUME = {
     "cache_dir",
     "with_tracking",
     "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",  # of no file at all
+    "hub_private_repo",
+    "hub_strategy",
 }
 
 

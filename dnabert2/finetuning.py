@@ -5,7 +5,7 @@ anew or goes on from a state that it wrote (dnabert2/run_state.py).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -165,6 +165,7 @@ def finetune(
     scale: LabelScale = UNSCALED,
     use_cuda_graphs: bool = False,
     state: RunState | None = None,
+    on_best: Callable[[dict], None] = lambda best: None,
 ) -> dict:
     """
     Trains the model, on the accelerator's device, and leaves it with its best weights.
@@ -176,6 +177,7 @@ def finetune(
         scale: of the labels; losses are of standardised ones, all other scores in the unit of the labels.
         use_cuda_graphs: record and replay the steps, of one micro-batch each: see `cuda_graphs.can_record`.
         state: to go on from and to write, if the run may be interrupted; `metrics_file` begins where it does.
+        on_best: called with dev's scores and "step" whenever the model, as it is then, is the best so far.
 
     Returns:
         dev's scores at the best step, and "step", that one.
@@ -266,6 +268,8 @@ def finetune(
                 best_weights = {key: p.detach().clone() for key, p in trained.items()}
         if values:
             metrics_file.write(step=done, **values)
+        if best and best["step"] == done:
+            on_best(best)
         if state and not is_last:
             state.save(done, model, trained, optimizer, scheduler, best, best_weights)
     progress.close()

@@ -5,7 +5,7 @@ import math
 from dataclasses import fields, replace
 from pathlib import Path
 
-from dnabert2 import loading
+from dnabert2 import hub, loading, releases
 from dnabert2.errors import UsageError
 from dnabert2.gue import Recipe
 from dnabert2.labelled import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
@@ -111,6 +111,7 @@ def parse_args(description: str) -> argparse.Namespace:
         type=int,
         help="keep a state every so many steps, for an interrupted run to go on from (default: it begins anew)",
     )
+    hub.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -158,10 +159,33 @@ def check_args(args: argparse.Namespace):
         raise UsageError("--use_lora adapts a pretrained model: give --model_name_or_path")
     if args.merge_adapter and not args.use_lora:
         raise UsageError("--merge_adapter is of an adapter: give --use_lora")
+    if args.push_to_hub:
+        args.save_model = True
+        if args.use_lora:
+            releases.refuse_local_base(args.model_name_or_path)
+
+
+def refuse_several_models(args: argparse.Namespace, tasks: int):
+    """Raises UsageError for a push to one repository of the models of several tasks or seeds."""
+    if args.push_to_hub and tasks * len(args.seeds) > 1:
+        raise UsageError(
+            f"--push_to_hub pushes one model, and these are {tasks * len(args.seeds)}: name one of --tasks and one of "
+            "--seeds, or give --save_model in its place and push each: python -m dnabert2.publish OUT/TASK/seed-SEED "
+            "REPO"
+        )
 
 
 def _check_prediction(args: argparse.Namespace):
-    for name in ("data_dir", "tasks", "dataset_name", "config_name", "use_lora", "merge_adapter", "save_model"):
+    for name in (
+        "data_dir",
+        "tasks",
+        "dataset_name",
+        "config_name",
+        "use_lora",
+        "merge_adapter",
+        "save_model",
+        "push_to_hub",
+    ):
         if getattr(args, name):
             raise UsageError(f"--predict_file trains nothing: leave out --{name}")
 

@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from dnabert2 import loading
+from dnabert2 import hub, loading
 from dnabert2.errors import UsageError
 
 
@@ -144,6 +144,7 @@ def parse_args(description: str) -> argparse.Namespace:
         help="tensorboard, wandb, ... with --with_tracking (default: all that are installed)",
     )
     output.add_argument("--resume_from_checkpoint", help="a checkpoint-STEP folder, or 'latest' of --output_dir")
+    hub.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -175,6 +176,10 @@ def check_args(args: argparse.Namespace, num_processes: int):
         raise UsageError("--config_name and --config_overrides are for new models: leave out --model_name_or_path")
     if args.max_train_steps and args.num_train_epochs:
         raise UsageError("give --max_train_steps or --num_train_epochs, not both")
+    if args.push_to_hub and args.num_shards > 1:
+        raise UsageError("--num_shards only prepares, and trains no model to push: leave out --push_to_hub")
+    if args.hub_strategy == "checkpoint" and not args.checkpointing_steps:
+        raise UsageError("--hub_strategy checkpoint has none to push: give --checkpointing_steps")
     check_data_args(args)
     if args.num_shards > 1 and num_processes > 1:
         raise UsageError(f"--num_shards prepares with one process: not with {num_processes}, they would do the same")

@@ -1,0 +1,95 @@
+"""A release: a folder with a model's files as they are to lie on the Hub, linked from where a run has left them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from dnabert2.errors import UsageError
+from dnabert2.gue_report import read_json
+from dnabert2.loading import ROOT
+
+
+WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)|model\.safetensors\.index\.json")
+ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt "
+    "spiece.model"
+).split()
+OF_THIS_MACHINE = ("is_local", "local_files_only", "name_or_path")  # transformers': where a tokenizer was read
+MODEL_TYPE = "dnabert2"
+HANDLER = "handler.py"
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What there is of a model in a run's folder: weights, configurations, code and tokenizer."""
+    if not (folder / "config.json").is_file():
+        return []
+    is_ours = read_json(folder / "config.json")["model_type"] == MODEL_TYPE
+    code = f"*_{MODEL_TYPE}.py" if is_ours else "*.py"
+    names = ("config.json", ADAPTER_CONFIG, *TOKENIZER)
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if WEIGHTS.fullmatch(path.name) or path.name in names or path.match(code)
+    ]
+
+
+def link(path: Path, target: Path):
+    """Without the bytes, where the system can."""
+    try:
+        target.symlink_to(path.resolve())
+    except OSError:
+        shutil.copy2(path, target)
+
+
+def assemble(folder: Path, release: Path, base_model: str | None = None):
+    """
+    Lays a model's files into an empty folder, as they are to lie on the Hub: the code beside them, a full `auto_map`,
+    no path of this machine.
+
+    Args:
+        base_model: the Hub name that an adapter is to give for its base.
+
+    Raises:
+        UsageError: for a folder without a model, and for an adapter whose base is a folder of this machine.
+    """
+    files = {path.name: path for path in model_files(folder)}
+    has_weights = any(name.endswith(".safetensors") for name in files)
+    if not has_weights or "config.json" not in files or not set(TOKENIZER) & files.keys():
+        raise UsageError(f"{folder} is no model to push: it lacks safetensors, config.json or a tokenizer")
+    written = {}
+    config = read_json(files.pop("config.json"))
+    if config["model_type"] == MODEL_TYPE:
+        # A model from the Hub names its repository in front of each class; code that is copied is named without.
+        config["auto_map"] = read_json(ROOT / "config.json")["auto_map"]
+        code = folder if (folder / f"modeling_{MODEL_TYPE}.py").is_file() else ROOT
+        files |= {path.name: path for path in code.glob(f"*_{MODEL_TYPE}.py")}
+        if (ROOT / HANDLER).is_file():
+            files[HANDLER] = ROOT / HANDLER
+    config.pop("_name_or_path", None)
+    written["config.json"] = config
+    if "tokenizer_config.json" in files:
+        values = read_json(files.pop("tokenizer_config.json"))
+        written["tokenizer_config.json"] = {key: value for key, value in values.items() if key not in OF_THIS_MACHINE}
+    if ADAPTER_CONFIG in files:
+        values = read_json(files.pop(ADAPTER_CONFIG))
+        values["base_model_name_or_path"] = base_model or values["base_model_name_or_path"]
+        refuse_local_base(values["base_model_name_or_path"], folder)
+        written[ADAPTER_CONFIG] = values
+    for name, values in written.items():
+        (release / name).write_text(json.dumps(values, indent=2) + "\n")
+    for name, path in files.items():
+        if not name.endswith(".bin"):
+            link(path, release / name)
+
+
+def refuse_local_base(base: str, folder: Path | None = None):
+    """Raises UsageError for an adapter on a folder: who loads it has no such folder."""
+    if Path(base).is_absolute() or Path(base).is_dir():
+        adapter = f"{folder} is" if folder else "--use_lora would push"
+        raise UsageError(
+            f"{adapter} an adapter of the folder {base}, which nobody else has: push that first (python -m "
+            f"dnabert2.publish {base} REPO), then "
+            + ("name it by --base_model REPO" if folder else "adapt it by its name, --model_name_or_path REPO")
+        )
