@@ -21,6 +21,8 @@ from dnabert2.tokenization import SPECIAL_TOKENS
 
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# All that torch was seen to raise for files that were cut or had wrong bytes, but UnpicklingError
+READING_ERRORS = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
 
 
 def fetch(source: str, *names: str, revision: str | None = None) -> Path:
@@ -31,10 +33,11 @@ def fetch(source: str, *names: str, revision: str | None = None) -> Path:
         UsageError: for none of them, and for what is neither a folder nor a repository that can be reached.
     """
     folder = Path(source)
-    if not folder.is_dir() and (folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source)):
+    is_folder = source != "" and folder.is_dir()
+    if not is_folder and (folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)):
         raise UsageError(f"{source}: neither a folder nor a name on the Hub, which is user/name")
     for name in names:
-        if folder.is_dir():
+        if is_folder:
             if (folder / name).is_file():
                 return folder / name
             continue
@@ -79,10 +82,9 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
             f"{file}: refused, and not run: besides tensors it holds {found[1]}, which could be code. Get the weights "
             "as model.safetensors, or save the model's state_dict() alone"
         ) from error
-    except OSError as error:
+    except PermissionError as error:
         raise UsageError(f"{file}: {error.strerror}") from error
-    # these, too, torch raises where bytes of a file are wrong
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except READING_ERRORS as error:
         raise UsageError(damaged) from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise UsageError(f"{file}: is not tensors by name: save the model's state_dict() alone")
