@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -89,8 +90,8 @@ def read_config(file: Path) -> tuple[PreTrainedConfig, list[str]]:
     try:
         with errors_name(file):
             config = type(root)(**{"pad_token_id": 0} | values)  # BERT's default, which the release goes by
-    except (TypeError, AttributeError) as error:
-        raise UsageError(f"{file}: has a value of a wrong type: {error}") from error
+    except (TypeError, AttributeError, StrictDataclassError) as error:
+        raise UsageError(f"{file}: has a value of a wrong type: {' '.join(str(error).split())}") from error
     return config, sorted(released.keys() - known - OURS)
 
 

@@ -6,6 +6,7 @@ python -c 'from dnabert2.released_files import *; print(read_weights(fetch("fold
 import json
 import pickle
 import re
+import struct
 import warnings
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from dnabert2.tokenization import SPECIAL_TOKENS
 
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# All that torch was seen to raise for files that were cut or had wrong bytes, but UnpicklingError
-READING_ERRORS = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
+# All but UnpicklingError that reading was seen to raise for files that were cut or had wrong bytes in them
+READING_ERRORS = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+READING_ERRORS += (ArithmeticError, MemoryError, struct.error, SafetensorError)
 
 
 def fetch(source: str, *names: str, revision: str | None = None) -> Path:

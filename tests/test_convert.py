@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from dnabert2.convert import convert
 from dnabert2.errors import UsageError
+from dnabert2.released_files import read_weights
 from dnabert2.tokenization import SPECIAL_TOKENS
 
 
@@ -210,7 +212,8 @@ print(json.dumps({
 
 def in_a_fresh_process(program: str, *arguments, home: Path, environment=None) -> subprocess.CompletedProcess:
     environment = environment or os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *(["-c", program] if "\n" in program else ["-m", program]), *map(str, arguments)]
     return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
 
@@ -524,6 +527,26 @@ def test_a_bad_release_is_refused_by_name_and_leaves_nothing(tmp_path, spoil, na
     assert "\n" not in str(refused.value)
     assert not (source / "was_run").exists()
     assert os.listdir(tmp_path) == ["released"]
+
+
+@pytest.mark.parametrize("kind", ["bin", "old bin", "safetensors"])
+def test_weights_with_wrong_bytes_are_read_or_refused(tmp_path, kind):
+    file, weights = tmp_path / f"weights.{kind.split()[-1]}", {f"layer.{n}": torch.ones(4, 3) for n in range(4)}
+    if kind == "safetensors":
+        save_file(weights, file)
+    else:
+        torch.save(weights, file, _use_new_zipfile_serialization=kind == "bin")
+    draw, content, refused = random.Random(0), file.read_bytes(), 0
+    for _ in range(200):
+        wrong = bytearray(content)
+        for _ in range(draw.randint(1, 5)):
+            wrong[draw.randrange(draw.choice([200, len(wrong)]))] = draw.randrange(256)
+        file.write_bytes(wrong)
+        try:
+            read_weights(file)
+        except UsageError as error:
+            refused += str(error).startswith(str(file))
+    assert refused > 20
 
 
 @pytest.mark.parametrize("source", ["none", "a/b/c", "../none", "", "user/na me"])
