@@ -32,7 +32,8 @@ test-newest: setup
 # What touches transformers' own interfaces; the rest does not change with its version.
 test-oldest: $(OLDEST)/installed
 	PYTHONPATH=$(OLDEST) .venv/bin/python -m pytest tests/test_modeling_*.py tests/test_configuration_dnabert2.py \
-	    tests/test_remote_code.py tests/test_default_checkpoint.py tests/test_tokenizer.py tests/test_loading.py
+	    tests/test_remote_code.py tests/test_default_checkpoint.py tests/test_tokenizer.py tests/test_loading.py \
+	    tests/test_handler.py
 
 $(OLDEST)/installed: .venv/installed constraints-oldest.txt
 	rm -rf $(OLDEST)

@@ -1,0 +1,638 @@
+"""The converter, on releases made here: the released names, shapes and files, other weights.
+
+pytest tests/test_convert.py
+"""
+
+import errno
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from models import CODE_FILES, ROOT, ReleasedCase, larger_case, load, tiny_case, worst
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from dnabert2.convert import convert
+from dnabert2.errors import UsageError
+from dnabert2.released_files import read_weights
+from dnabert2.tokenization import SPECIAL_TOKENS
+
+
+# as the released config.json: BERT's keys, code of its own, no pad_token_id, sizes of the 117M
+RELEASED_CONFIG = {
+    "alibi_starting_size": 512,
+    "architectures": ["BertForMaskedLM"],
+    "attention_probs_dropout_prob": 0.0,
+    "auto_map": {"AutoConfig": "configuration_bert.BertConfig", "AutoModel": "bert_layers.BertModel"},
+    "classifier_dropout": None,
+    "gradient_checkpointing": False,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "position_embedding_type": "absolute",
+    "torch_dtype": "float32",
+    "transformers_version": "4.28.0",
+    "type_vocab_size": 2,
+    "use_cache": True,
+    "vocab_size": 4096,
+}
+SMALL = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "vocab_size": 16,
+}
+DECODER, EMBEDDINGS = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
+
+
+# --- releases ----------------------------------------------------------------------------------------------------
+
+
+def released_shapes(config: dict) -> dict[str, list[int]]:
+    """Names and shapes of the released masked language model."""
+    H, I, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]  # noqa: E741
+
+    def norm(name):
+        return {f"{name}.weight": [H], f"{name}.bias": [H]}
+
+    shapes = {EMBEDDINGS: [V, H], "bert.embeddings.token_type_embeddings.weight": [config["type_vocab_size"], H]}
+    shapes |= norm("bert.embeddings.LayerNorm")
+    for layer in range(config["num_hidden_layers"]):
+        name = f"bert.encoder.layer.{layer}"
+        attention = f"{name}.attention"
+        shapes |= {f"{attention}.self.Wqkv.weight": [3 * H, H], f"{attention}.self.Wqkv.bias": [3 * H]}
+        shapes |= {f"{attention}.output.dense.weight": [H, H], f"{attention}.output.dense.bias": [H]}
+        shapes |= norm(f"{attention}.output.LayerNorm") | {f"{name}.mlp.gated_layers.weight": [2 * I, H]}
+        shapes |= {f"{name}.mlp.wo.weight": [H, I], f"{name}.mlp.wo.bias": [H]} | norm(f"{name}.mlp.layernorm")
+    head = "cls.predictions.transform"
+    shapes |= {f"{head}.dense.weight": [H, H], f"{head}.dense.bias": [H]} | norm(f"{head}.LayerNorm")
+    return shapes | {DECODER: [V, H], "cls.predictions.decoder.bias": [V]}
+
+
+def released_weights(config: dict) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = released_shapes(config)
+    weights = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+    return weights | {DECODER: weights[EMBEDDINGS]}
+
+
+def pooler_and_classifier(config: dict, labels: int = 3) -> dict[str, torch.Tensor]:
+    size = config["hidden_size"]
+    shapes = {"bert.pooler.dense.weight": [size, size], "bert.pooler.dense.bias": [size]}
+    shapes |= {"classifier.weight": [labels, size], "classifier.bias": [labels]}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def stand_in_tokenizer() -> str:
+    """Made like the released tokenizer.json: no normalizer, no decoder, 16 tokens."""
+    merges = [("A", "A"), ("T", "T"), ("T", "G"), ("C", "A")]
+    tokens = [*SPECIAL_TOKENS, "A", "C", "G", "T", *map("".join, merges)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="[UNK]"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer.to_str(pretty=True)
+
+
+def release(folder: Path, weights: dict | None = None, tokenizer: str | None = None, **config) -> Path:
+    """A folder as on the Hub, with code that tells of itself if it is run."""
+    config = RELEASED_CONFIG | SMALL | config
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "tokenizer.json").write_text(tokenizer or stand_in_tokenizer())
+    for file in ("configuration_bert.py", "bert_layers.py"):
+        (folder / file).write_text(f"open({str(folder / 'was_run')!r}, 'w')\nraise SystemExit('run')\n")
+    torch.save(released_weights(config) if weights is None else weights, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """(release, output, what was said) of a small masked language model."""
+    folder = tmp_path_factory.mktemp("small")
+    source, output = release(folder / "DNABERT-2"), folder / "output"
+    return source, output, convert(str(source), output)
+
+
+# --- good ones ---------------------------------------------------------------------------------------------------
+
+
+class TestTheRelease:
+    def test_keeps_every_tensor(self, converted):
+        source, output, said = converted
+        released, ours = (
+            torch.load(source / "pytorch_model.bin", weights_only=True),
+            load_file(output / "model.safetensors"),
+        )
+        assert ours.keys() == released.keys() - {DECODER}  # which is tied
+        assert all(torch.equal(tensor, released[name]) for name, tensor in ours.items())
+        assert f"all {len(released)} tensors" in said and "DNABert2ForMaskedLM" in said
+
+    def test_states_the_missing_pooler_and_the_pad_token(self, converted):
+        assert "no pooler" in converted[2]
+        assert "pad_token_id is 3, as in tokenizer.json; it was 0" in converted[2]
+        assert "left out of config.json: alibi_starting_size," in converted[2]
+
+    def test_has_this_packages_code_and_configuration(self, converted):
+        _, output, _ = converted
+        for file in (*CODE_FILES, "handler.py", "requirements.txt"):
+            assert (output / file).read_bytes() == (ROOT / file).read_bytes()
+        config, root = (json.loads((folder / "config.json").read_text()) for folder in (output, ROOT))
+        assert config["auto_map"] == root["auto_map"] and config["model_type"] == root["model_type"]
+        assert config["architectures"] == ["DNABert2ForMaskedLM"]
+        assert config["pad_token_id"] == 3 and config["low_precision_layernorm"] is False
+        assert {name: config[name] for name in SMALL} == SMALL
+        assert not config.keys() & {"alibi_starting_size", "torch_dtype", "position_embedding_type"}
+
+    def test_keeps_the_tokenizer_to_the_byte(self, converted):
+        source, output, _ = converted
+        assert (output / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+        tokenizer = AutoTokenizer.from_pretrained(output, trust_remote_code=True)
+        assert tokenizer("AATTG")["input_ids"] == [1, 9, 10, 7, 2]
+        assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (3, 4)
+
+    def test_has_a_card_that_names_its_origin(self, converted):
+        card = ModelCard.load(converted[1] / "README.md")
+        assert card.data.pipeline_tag == "fill-mask" and card.data.library_name == "transformers"
+        assert "# DNABERT-2\n" in card.text and "no pooler" in card.text
+        assert str(converted[0].parent) not in card.content
+
+    def test_is_not_run(self, converted):
+        assert not (converted[0] / "was_run").exists()
+
+    def test_is_served_in_bases_without_spaces(self, converted, monkeypatch):
+        monkeypatch.syspath_prepend(converted[1])
+        monkeypatch.delitem(sys.modules, "handler", raising=False)
+        from handler import EndpointHandler
+
+        for guess in EndpointHandler(str(converted[1]))({"inputs": "aattg[mask]acgu", "parameters": {"top_k": 16}}):
+            filling = "" if guess["token_str"].startswith("[") else guess["token_str"]
+            assert guess["sequence"] == f"AATTG{filling}ACGT"
+
+
+LOAD = """
+import json, sys
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model, info = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.no_grad():
+    logits = model(**tokenizer("ACGTACGTTTGACA", return_tensors="pt")).logits
+state = model.state_dict()
+print(json.dumps({
+    "problems": [str(problem) for problem in info.values() if problem],
+    "parameters": model.num_parameters(),
+    "sums": {name: tensor.double().sum().item() for name, tensor in state.items()},
+    "shape": list(logits.shape),
+    "finite": bool(logits.isfinite().all()),
+}))
+"""
+
+
+def in_a_fresh_process(program: str, *arguments, home: Path, environment=None) -> subprocess.CompletedProcess:
+    environment = environment or os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(["-c", program] if "\n" in program else ["-m", program]), *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
+
+
+def test_a_whole_117m_release_loads_in_a_fresh_process(tmp_path):
+    weights = {name: torch.zeros(shape) for name, shape in released_shapes(RELEASED_CONFIG).items()}
+    generator = torch.Generator().manual_seed(0)
+    for number, tensor in enumerate(weights.values()):
+        rows = tensor.view(-1)[: 2**16]  # some of it random: all would take longer
+        rows.copy_(torch.randn(rows.shape, generator=generator) * 0.02 + number * 1e-4)
+    weights[DECODER] = weights[EMBEDDINGS]
+    source = release(tmp_path / "released", weights, **{name: RELEASED_CONFIG[name] for name in SMALL})
+    assert "117.1 million parameters" in convert(str(source), tmp_path / "output")
+    (source / "pytorch_model.bin").unlink()
+
+    done = in_a_fresh_process(LOAD, tmp_path / "output", home=tmp_path)
+    (tmp_path / "output" / "model.safetensors").unlink()  # half a gigabyte
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["problems"] == [] and seen["finite"]
+    assert seen["shape"][-1] == 4096
+    assert seen["sums"].keys() == weights.keys()
+    for name, total in seen["sums"].items():
+        assert total == pytest.approx(weights[name].double().sum().item(), abs=1e-6), name
+
+
+def test_the_released_names_and_shapes_are_those_of_the_real_one(reference):
+    assert released_shapes(RELEASED_CONFIG) == json.loads((reference / "param_shapes_117M_mlm.json").read_text())
+
+
+def test_the_real_tokenizer_works_as_it_is(reference, tmp_path):
+    tokenizer = (reference / "released_tokenizer.json").read_text()
+    output = tmp_path / "output"
+    convert(str(release(tmp_path / "released", tokenizer=tokenizer, vocab_size=4096)), output)
+    loaded = AutoTokenizer.from_pretrained(output, trust_remote_code=True)
+    assert (output / "tokenizer.json").read_text() == tokenizer
+    sequence = "ACGTAGCATCGGATCTATCTATCGACACTTGG"
+    assert loaded(sequence)["input_ids"] == Tokenizer.from_str(tokenizer).encode(sequence).ids
+    assert (loaded.pad_token_id, loaded.mask_token_id, loaded.cls_token_id) == (3, 4, 1)
+
+
+# --- the same numbers --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    scope="module",
+    params=("tiny", "a_h64_heads4_rightpad", "b_h96_heads12_mixedpad", "c_h64_heads4_longer_than_alibi"),
+)
+def case(request) -> ReleasedCase:
+    """The tiny case always, the larger ones where the fixture `reference` finds them."""
+    return (
+        tiny_case() if request.param == "tiny" else larger_case(request.getfixturevalue("reference") / request.param)
+    )
+
+
+@pytest.mark.usefixtures("no_grad")
+class TestEqualsTheRelease:
+    """Its weights fed in as a `.bin`, computed in float64."""
+
+    def convert(self, case, folder, auto_class, *heads, rename=str):
+        weights = {name: tensor for name, tensor in case.weights.items() if name.startswith(("bert.", *heads))}
+        if "cls." in heads:
+            weights = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+        source = release(
+            folder / "released", {rename(name): tensor for name, tensor in weights.items()}, **case.config
+        )
+        convert(str(source), folder / "output")
+        model, info = load(auto_class, folder / "output", dtype=torch.float64, output_loading_info=True)
+        assert not any(info.values())
+        return model
+
+    def test_as_a_masked_language_model(self, case, tmp_path):
+        model = self.convert(case, tmp_path, AutoModelForMaskedLM, "cls.")
+        outputs = model(**case.inputs, labels=case.mlm_labels)
+        assert worst(outputs.loss, case.mlm_loss_of_all_labels) < 1e-10
+        hidden_states = model.base_model(**case.inputs).last_hidden_state
+        assert worst(hidden_states, case.outputs["last_hidden_state"]) < 1e-10
+
+    @pytest.mark.parametrize("rename", [str, lambda name: name.removeprefix("bert.")], ids=["bert.", "no prefix"])
+    def test_as_an_encoder(self, case, tmp_path, rename):
+        outputs = self.convert(case, tmp_path, AutoModel, rename=rename)(**case.inputs)
+        assert worst(outputs.last_hidden_state, case.outputs["last_hidden_state"]) < 1e-10
+        assert worst(outputs.pooler_output, case.outputs["pooled_output"]) < 1e-10
+
+    def test_as_a_classifier(self, case, tmp_path):
+        model = self.convert(case, tmp_path, AutoModelForSequenceClassification, "classifier.")
+        outputs = model(**case.inputs, labels=case.cls_labels)
+        assert worst(outputs.logits, case.outputs["cls_logits"]) < 1e-10
+        assert worst(outputs.loss, case.outputs["cls_loss"]) < 1e-10
+
+
+class TestOthersOfTheFamily:
+    """DNABERT-S is an encoder alone; users have classifiers, half precision and safetensors."""
+
+    @pytest.mark.parametrize("prefix", ["bert.", ""])
+    @pytest.mark.parametrize("has_pooler", [True, False])
+    def test_an_encoder(self, tmp_path, prefix, has_pooler):
+        every = released_weights(RELEASED_CONFIG | SMALL) | pooler_and_classifier(SMALL)
+        names = [name for name in every if name.startswith("bert.") and (has_pooler or "pooler" not in name)]
+        weights = {prefix + name.removeprefix("bert."): every[name] for name in names}
+        said = convert(str(release(tmp_path / "DNABERT-S", weights)), tmp_path / "output")
+        assert "DNABert2Model" in said and f"It has {'a' if has_pooler else 'no'} pooler" in said
+        assert f"{0 if prefix else len(weights)} have their names, {len(weights) if prefix else 0} another" in said
+        model, info = load(AutoModel, tmp_path / "output", output_loading_info=True)
+        assert info["missing_keys"] == (set() if has_pooler else {"pooler.dense.weight", "pooler.dense.bias"})
+        assert not info["unexpected_keys"]
+        assert torch.equal(model.embeddings.word_embeddings.weight, every[EMBEDDINGS])
+
+    def test_a_classifier_with_the_names_of_its_labels(self, tmp_path):
+        weights = released_weights(RELEASED_CONFIG | SMALL) | pooler_and_classifier(SMALL)
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("cls.")}
+        names = {"0": "promoter", "1": "enhancer", "2": "neither"}
+        labels = {"id2label": names, "problem_type": "single_label_classification"}
+        said = convert(str(release(tmp_path / "tuned", weights, **labels)), tmp_path / "output")
+        assert "DNABert2ForSequenceClassification" in said and "It has a pooler" in said
+        model, info = load(AutoModelForSequenceClassification, tmp_path / "output", output_loading_info=True)
+        assert not any(info.values())
+        assert list(model.config.id2label.values()) == list(names.values())
+        assert model.config.problem_type == "single_label_classification"
+        assert ModelCard.load(tmp_path / "output" / "README.md").data.pipeline_tag == "text-classification"
+
+    def test_a_pooler_beside_an_mlm_head_is_kept(self, tmp_path):
+        weights = released_weights(RELEASED_CONFIG | SMALL) | pooler_and_classifier(SMALL)
+        weights = {name: tensor for name, tensor in weights.items() if "classifier" not in name}
+        assert "It has a pooler" in convert(str(release(tmp_path / "both", weights)), tmp_path / "output")
+        _, info = load(AutoModel, tmp_path / "output", output_loading_info=True)
+        assert not info["missing_keys"]
+        _, info = load(AutoModelForMaskedLM, tmp_path / "output", output_loading_info=True)
+        assert not info["missing_keys"]
+
+    def test_half_precision_and_safetensors_stay_so_and_are_preferred(self, tmp_path):
+        weights = {name: tensor.bfloat16() for name, tensor in released_weights(RELEASED_CONFIG | SMALL).items()}
+        source = release(tmp_path / "half", {})
+        del weights[DECODER]  # safetensors have tied weights once
+        save_file(weights, source / "model.safetensors")
+        assert "model.safetensors" in convert(str(source), tmp_path / "output")
+        ours = load_file(tmp_path / "output" / "model.safetensors")
+        assert all(torch.equal(ours[name], tensor) for name, tensor in weights.items())
+        assert (
+            AutoModelForMaskedLM.from_pretrained(tmp_path / "output", trust_remote_code=True).dtype == torch.bfloat16
+        )
+
+    def test_an_old_bin_that_is_no_zip(self, tmp_path):
+        source, weights = release(tmp_path / "old", {}), released_weights(RELEASED_CONFIG | SMALL)
+        torch.save(weights, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        convert(str(source), tmp_path / "output")
+        assert torch.equal(load_file(tmp_path / "output" / "model.safetensors")[EMBEDDINGS], weights[EMBEDDINGS])
+
+    def test_into_a_folder_that_is_there_and_empty(self, converted, tmp_path):
+        convert(str(converted[0]), tmp_path)
+        assert (tmp_path / "model.safetensors").exists()
+
+
+# --- bad ones ----------------------------------------------------------------------------------------------------
+
+
+class Code:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder / "was_run"),)
+
+
+def in_config(**values):
+    def spoil(source):
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(config | values))
+
+    return spoil
+
+
+def in_weights(change):
+    def spoil(source):
+        weights = torch.load(source / "pytorch_model.bin", weights_only=True)
+        change(weights)
+        torch.save(weights, source / "pytorch_model.bin")
+
+    return spoil
+
+
+def in_tokenizer(change):
+    def spoil(source):
+        tokenizer = json.loads((source / "tokenizer.json").read_text())
+        change(tokenizer)
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    return spoil
+
+
+def as_bin(value):
+    return lambda source: torch.save(value(source) if callable(value) else value, source / "pytorch_model.bin")
+
+
+def cut(name, share):
+    return lambda source: (source / name).write_bytes(
+        (source / name).read_bytes()[: int(share * (source / name).stat().st_size)]
+    )
+
+
+def as_bytes(name, content):
+    return lambda source: (source / name).write_bytes(content)
+
+
+def with_cut_safetensors(source):
+    save_file(released_weights(RELEASED_CONFIG | SMALL) | {DECODER: torch.zeros(16, 24)}, source / "model.safetensors")
+    cut("model.safetensors", 0.5)(source)
+
+
+def old_pickle(source):
+    with (source / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"a": Code(source)}, file)
+
+
+def as_classifier(weights, without="cls."):
+    weights |= pooler_and_classifier(SMALL)
+    for name in [name for name in weights if name.startswith("cls.") or without in name]:
+        del weights[name]
+
+
+LAYER = "bert.encoder.layer.1.mlp.wo.bias"
+BAD_RELEASES = {  # what is done to a good one, and what the message must name
+    "another model's type": (in_config(model_type="roberta"), ["config.json", "'roberta'"]),
+    "this package's own": (in_config(model_type="dnabert2"), ["config.json", "load it as it is"]),
+    "no config.json": (lambda source: (source / "config.json").unlink(), ["has no config.json"]),
+    "config.json cut": (cut("config.json", 0.5), ["config.json: damaged"]),
+    "config.json of a list": (as_bytes("config.json", b"[1]"), ["config.json: not a JSON object"]),
+    "config.json of lists without end": (as_bytes("config.json", b"[" * 100_000), ["config.json: damaged"]),
+    "config.json of other bytes": (as_bytes("config.json", b"\xff\xfe\0"), ["config.json: damaged"]),
+    "heads that do not divide": (in_config(num_attention_heads=5), ["config.json", "multiple of num_attention_heads"]),
+    "a size of zero": (in_config(num_attention_heads=0), ["config.json", "num_attention_heads"]),
+    "a size that is a word": (in_config(hidden_size="big"), ["config.json", "hidden_size"]),
+    "a rate that is a word": (in_config(hidden_dropout_prob="some"), ["config.json", "wrong type"]),
+    "labels that are a list": (in_config(id2label=["a"]), ["config.json", "wrong type"]),
+    "a monstrous size": (in_config(num_labels=10**9), ["config.json", "num_labels is 1000000000"]),
+    "a monstrous depth": (in_config(num_hidden_layers=10**6), ["num_hidden_layers is 2", "says 1000000"]),
+    "another vocabulary size": (in_config(vocab_size=17), ["vocab_size is 16", "says 17"]),
+    "another hidden size": (in_config(hidden_size=48), ["hidden_size is 24", "says 48"]),
+    "another inner size": (in_config(intermediate_size=33), ["another shape", "[64, 24], not [66, 24]"]),
+    "no weights": (
+        lambda source: (source / "pytorch_model.bin").unlink(),
+        ["has no model.safetensors and no pytorch_model.bin"],
+    ),
+    "a bin cut": (cut("pytorch_model.bin", 0.7), ["pytorch_model.bin: damaged"]),
+    "an empty bin": (as_bytes("pytorch_model.bin", b""), ["pytorch_model.bin: damaged"]),
+    "a pointer of git-lfs": (as_bytes("pytorch_model.bin", b"version https://git"), ["pytorch_model.bin: damaged"]),
+    "safetensors cut": (with_cut_safetensors, ["model.safetensors: damaged"]),
+    "code in a bin": (as_bin(lambda source: {"a": torch.ones(3), "b": Code(source)}), ["not run", "mkdir"]),
+    "code in an old pickle": (old_pickle, ["pytorch_model.bin"]),
+    "a pickled module": (as_bin(lambda _: torch.nn.Linear(2, 2)), ["refused", "torch.nn.modules.linear.Linear"]),
+    "a tensor alone": (as_bin(torch.ones(3)), ["not tensors by name"]),
+    "a trainer's checkpoint": (as_bin({"state_dict": {"a": torch.ones(3)}, "epoch": 3}), ["not tensors by name"]),
+    "whole numbers": (in_weights(lambda weights: weights.update({LAYER: torch.ones(24, dtype=torch.long)})), [LAYER]),
+    "NaN": (in_weights(lambda weights: weights[LAYER].fill_(torch.nan)), [LAYER, "NaN"]),
+    "a tensor too few": (in_weights(lambda weights: weights.pop(LAYER)), ["1 are missing", LAYER]),
+    "a tensor too many": (in_weights(lambda weights: weights.update(extra=torch.ones(1))), ["1 have no", "extra"]),
+    "many too many": (
+        in_weights(lambda weights: weights.update({f"bert.position.{n}": torch.ones(1) for n in range(9)})),
+        ["9 have no place", "bert.position.3", "…"],
+    ),
+    "one tensor twice": (
+        in_weights(lambda weights: weights.update({LAYER.removeprefix("bert."): torch.ones(24)})),
+        ["1 have no place", "encoder.layer.1.mlp.wo.bias"],
+    ),
+    "another tensor's shape": (
+        in_weights(lambda weights: weights.update({LAYER: torch.ones(25)})),
+        [f"{LAYER} [25], not [24]"],
+    ),
+    "weights of BERT": (
+        as_bin({"bert.encoder.layer.0.attention.self.query.weight": torch.ones(24, 24)}),
+        ["not DNABERT-2's weights"],
+    ),
+    "a decoder of its own": (
+        in_weights(lambda weights: weights.update({DECODER: torch.ones(16, 24)})),
+        [DECODER, "differs"],
+    ),
+    "two heads": (in_weights(lambda weights: weights.update(pooler_and_classifier(SMALL))), ["two heads"]),
+    "half a pooler": (
+        in_weights(lambda weights: weights.update({"bert.pooler.dense.bias": torch.ones(24)})),
+        ["1 are missing", "bert.pooler.dense.weight"],
+    ),
+    "a classifier without a pooler": (
+        in_weights(lambda weights: as_classifier(weights, without="pooler.")),
+        ["2 are missing", "bert.pooler.dense.bias"],
+    ),
+    "a classifier of other labels": (in_weights(as_classifier), ["classifier.weight [3, 24], not [2, 24]"]),
+    "no tokenizer.json": (lambda source: (source / "tokenizer.json").unlink(), ["has no tokenizer.json"]),
+    "tokenizer.json cut": (cut("tokenizer.json", 0.5), ["tokenizer.json: damaged"]),
+    "a tokenizer of nothing": (as_bytes("tokenizer.json", b"{}"), ["tokenizer.json: holds no vocabulary"]),
+    "a tokenizer of another model": (
+        in_tokenizer(lambda tokenizer: (tokenizer["added_tokens"].pop(3), tokenizer["model"]["vocab"].pop("[PAD]"))),
+        ["tokenizer.json: has no [PAD]"],
+    ),
+    "a tokenizer too large": (
+        in_tokenizer(lambda tokenizer: tokenizer["model"]["vocab"].update(ACGT=16)),
+        ["tokenizer.json: has ids up to 16", "vocab_size 16"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil, named", BAD_RELEASES.values(), ids=BAD_RELEASES)
+def test_a_bad_release_is_refused_by_name_and_leaves_nothing(tmp_path, spoil, named):
+    source = release(tmp_path / "released")
+    spoil(source)
+    with pytest.raises(UsageError) as refused:
+        convert(str(source), tmp_path / "output")
+    for part in named:
+        assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (source / "was_run").exists()
+    assert os.listdir(tmp_path) == ["released"]
+
+
+@pytest.mark.parametrize("kind", ["bin", "old bin", "safetensors"])
+def test_weights_with_wrong_bytes_are_read_or_refused(tmp_path, kind):
+    file, weights = tmp_path / f"weights.{kind.split()[-1]}", {f"layer.{n}": torch.ones(4, 3) for n in range(4)}
+    if kind == "safetensors":
+        save_file(weights, file)
+    else:
+        torch.save(weights, file, _use_new_zipfile_serialization=kind == "bin")
+    draw, content, refused = random.Random(0), file.read_bytes(), 0
+    for _ in range(200):
+        wrong = bytearray(content)
+        for _ in range(draw.randint(1, 5)):
+            wrong[draw.randrange(draw.choice([200, len(wrong)]))] = draw.randrange(256)
+        file.write_bytes(wrong)
+        try:
+            read_weights(file)
+        except UsageError as error:
+            refused += str(error).startswith(str(file))
+    assert refused > 20
+
+
+@pytest.mark.parametrize("source", ["none", "a/b/c", "../none", "", "user/na me"])
+def test_a_source_that_is_neither_folder_nor_name_is_refused(tmp_path, source):
+    with pytest.raises(UsageError, match="neither a folder nor a name on the Hub"):
+        convert(source, tmp_path / "output")
+
+
+def test_a_source_that_is_a_file_is_refused(converted, tmp_path):
+    with pytest.raises(UsageError, match="neither a folder"):
+        convert(str(converted[0] / "pytorch_model.bin"), tmp_path / "output")
+
+
+def test_an_output_that_holds_something_is_left_as_it_is(converted, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for output in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(UsageError, match="not an empty folder"):
+            convert(str(converted[0]), output)
+    assert (tmp_path / "notes.txt").read_text() == "mine" and os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_an_error_that_names_it(converted, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file/output"):
+        convert(str(converted[0]), tmp_path / "file" / "output")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dnabert2.convert.card", fail)  # when all else is written
+    with pytest.raises(UsageError, match="No space left on device"):
+        convert(str(converted[0]), tmp_path / "output")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_command_ends_with_one_line_and_no_trace(tmp_path):
+    source = release(tmp_path / "released", {"a": torch.ones(3), "b": Code(tmp_path)})
+    done = in_a_fresh_process("dnabert2.convert", source, tmp_path / "output", home=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {source}/pytorch_model.bin: refused") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "was_run").exists() and not (tmp_path / "output").exists()
+
+
+# --- the Hub -----------------------------------------------------------------------------------------------------
+
+
+CONVERT_ALL = """
+import json, sys
+from dnabert2 import convert
+from dnabert2.errors import UsageError
+
+seen = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try:
+        convert.main()
+        seen.append(None)
+    except UsageError as error:
+        seen.append(str(error))
+print(json.dumps(seen))
+"""
+
+
+def test_converts_by_name_and_tells_what_the_hub_says(tmp_path):
+    source, name = release(tmp_path / "released"), "zhihan1996/DNABERT-2-117M"
+    runs = [
+        [name, "output"],
+        [name, "at_revision", "--revision", "first"],
+        [name, "no_revision", "--revision", "none"],
+        ["user/missing", "missing"],
+        ["user/empty", "empty"],
+    ]
+    with HubServer() as hub:
+        hub.add_repo("model", name, source)
+        hub.repositories["model", name].commit({}, branch="first")
+        hub.add_repo("model", "user/empty", {"config.json": (source / "config.json").read_bytes()})
+        environment = hub.environment(tmp_path / "home")
+        done = in_a_fresh_process(CONVERT_ALL, json.dumps(runs), home=tmp_path, environment=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert not any(".py" in request for request in hub.requests)
+    said, errors = done.stdout, json.loads(done.stdout.splitlines()[-1])
+    assert errors[:2] == [None, None] and said.startswith(f"{name}: all ")
+    assert errors[2].startswith(f"{name}: not a folder here, and on the Hub: ") and "404" in errors[2]
+    assert errors[3].startswith("user/missing: not a folder here, and on the Hub: ")
+    assert errors[4].startswith("user/empty: has no tokenizer.json")
+    first, second = (load_file(tmp_path / folder / "model.safetensors") for folder in ("output", "at_revision"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert ModelCard.load(tmp_path / "output" / "README.md").data.base_model == name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_revision", "home", "output", "released"]
