@@ -154,12 +154,14 @@ def main():
     state["recipe"] = run_records.recipe_of_pretraining(
         args, data.describe(), accelerator.mixed_precision, accelerator.num_processes
     )
+    lengths = batches.window_lengths(args.min_seq_length, args.max_seq_length)
     accelerator.print(
         f"Corpus      {data.describe()}\n"
         f"Model       {parameters:,} parameters, {args.attn_implementation} attention, "
         f"mixed precision {accelerator.mixed_precision} on {accelerator.num_processes} x {accelerator.device.type}\n"
         f"Batch       {args.total_train_batch_size} sequences = {accelerator.num_processes} process(es) x "
-        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated\n"
+        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated"
+        f"{f', cut to {min(lengths)} to {max(lengths)} tokens' if len(lengths) > 1 else ''}\n"
         f"Steps       {state['step']:,} to {args.max_train_steps:,}: "
         f"{args.max_train_steps * meter.tokens_a_step:,} tokens in all"
     )
@@ -187,9 +189,9 @@ def main():
     first_step = state["step"]
     for step in range(first_step, args.max_train_steps):
         torch.manual_seed(batches.dropout_seed(args.seed, step, accelerator.process_index))
-        loss = training_step(
-            accelerator, model, [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
-        )
+        length = batches.step_length(args.seed, step, lengths)
+        drawn = [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
+        loss = training_step(accelerator, model, [batches.cut_windows(batch, length) for batch in drawn])
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         optimizer.step()

@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from dnabert2 import hub, loading
+from dnabert2 import batches, hub, loading
 from dnabert2.errors import UsageError
 
 
@@ -82,6 +82,12 @@ def parse_args(description: str) -> argparse.Namespace:
         "--streaming)",
     )
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens a sequence (default: 128, ~600 bases)")
+    data.add_argument(
+        "--min_seq_length",
+        type=int,
+        help="train on windows of several lengths: every step has --max_seq_length, a half of it, a quarter, … or "
+        "this, by chance, and as many tokens (default: --max_seq_length alone)",
+    )
     data.add_argument("--mlm_probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
     data.add_argument(
         "--dataloader_num_workers", type=int, default=2, help="processes that mask and load; 0: none (default: 2)"
@@ -150,12 +156,12 @@ def parse_args(description: str) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace, num_processes: int):
     """Refuses what cannot run, and derives steps of accumulation from batch sizes (or the other way round)."""
-    batches = (
+    batch_sizes = (
         "total_train_batch_size per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
     )
     steps = "max_train_steps num_train_epochs logging_steps eval_steps checkpointing_steps save_total_limit"
     others = "max_seq_length learning_rate adam_epsilon max_grad_norm sampling_temperature num_shards"
-    positive = f"{others} {batches} {steps}".split()
+    positive = f"{others} {batch_sizes} {steps}".split()
     for name in positive:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
@@ -198,7 +204,17 @@ def check_args(args: argparse.Namespace, num_processes: int):
 
 
 def check_data_args(args: argparse.Namespace):
-    """Refuses data arguments that contradict each other."""
+    """Refuses data arguments that contradict each other, and sets the lengths of windows."""
+    args.min_seq_length = args.min_seq_length or args.max_seq_length
+    try:
+        if args.min_seq_length < 3:  # [CLS], a token and [SEP]
+            raise ValueError("it must be at least 3")
+        batches.window_lengths(args.min_seq_length, args.max_seq_length)
+    except ValueError as error:
+        raise UsageError(
+            f"--min_seq_length {args.min_seq_length}: {error}; give, say, {args.max_seq_length // 8} with "
+            f"--max_seq_length {args.max_seq_length // 8 * 8}"
+        ) from error
     if bool(args.train_file) == bool(args.dataset_name):
         raise UsageError("give --train_file or --dataset_name: one of them, and not both")
     if args.dataset_config_name and not args.dataset_name:

@@ -5,14 +5,17 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from statistics import mean
 
 import psutil
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
+from dnabert2.batches import window_lengths
 
-def training_flops_per_token(config: PreTrainedConfig, length: int, mlm_probability: float) -> float:
+
+def training_flops_per_token(config: PreTrainedConfig, length: float, mlm_probability: float) -> float:
     """
     Floating-point operations of forward and backward for one token of a sequence of `length` tokens.
 
@@ -48,7 +51,8 @@ class Meter:
         self.tokens_a_step = args.total_train_batch_size * args.max_seq_length
         self.num_processes, self.on_gpu = accelerator.num_processes, accelerator.device.type == "cuda"
         if self.on_gpu:
-            self.flops_per_token = training_flops_per_token(config, args.max_seq_length, args.mlm_probability)
+            length = mean(window_lengths(args.min_seq_length, args.max_seq_length))
+            self.flops_per_token = training_flops_per_token(config, length, args.mlm_probability)
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
             self.matrix_rate = matrix_rate(accelerator.device, dtype)
             accelerator.print(f"Matrices    {self.matrix_rate / 1e12:.0f} TFLOP/s in {dtype}: the 100 % of MFU")

@@ -182,6 +182,42 @@ class TestPredictionPositions:
         assert masked_windows.masking.prediction_rows(1000, 257) == 320
 
 
+# --- windows of several lengths ----------------------------------------------------------------------------------
+
+
+def test_lengths_are_the_longest_and_its_halves():
+    assert batches.window_lengths(128, 1024) == [1024, 512, 256, 128]
+    assert batches.window_lengths(100, 100) == [100]
+    for shortest, longest in ((100, 1024), (3, 128), (256, 128)):
+        with pytest.raises(ValueError, match="halved"):
+            batches.window_lengths(shortest, longest)
+
+
+def test_every_step_has_one_of_the_lengths_and_all_are_equally_common():
+    lengths = [1024, 512, 256]
+    drawn = np.array([batches.step_length(7, step, lengths) for step in range(3000)])
+    assert batches.step_length(7, 11, lengths) == drawn[11]
+    for length in lengths:
+        assert_share(drawn == length, 1 / 3)
+    assert (drawn != [batches.step_length(8, step, lengths) for step in range(3000)]).mean() > 0.6
+
+
+@pytest.mark.parametrize("length", [64, 32, 16, 8, 4])
+def test_shorter_windows_have_the_tokens_masks_and_labels_of_the_long_ones(masked_windows, tokenizer, length):
+    whole = masked_windows.__getitems__([(0, row) for row in range(50)])
+    cut = batches.cut_windows(whole, length)
+    assert cut["input_ids"].shape == (50 * LENGTH // length, length)
+    assert cut["prediction_positions"].shape == whole["prediction_positions"].shape
+    assert (cut["input_ids"][:, 0] == tokenizer.cls_token_id).all()
+    assert (cut["input_ids"][:, -1] == tokenizer.sep_token_id).all()
+    kept = LENGTH // length * (length - 2)  # of the tokens of a long window
+    for values, shorter in ((whole["input_ids"], cut["input_ids"]), (all_labels(whole), all_labels(cut))):
+        expected = np.asarray(values)[:, 1:-1][:, :kept].reshape(-1, length - 2)
+        assert (np.asarray(shorter)[:, 1:-1] == expected).all()
+    assert (all_labels(cut)[:, [0, -1]] == batches.IGNORE_INDEX).all()
+    assert (all_labels(cut) >= 0).any()
+
+
 # --- order -------------------------------------------------------------------------------------------------------
 
 

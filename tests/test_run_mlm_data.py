@@ -55,8 +55,9 @@ def resumed(run, first, step, name="resumed", **options):
 # --- species and strands -----------------------------------------------------------------------------------------
 
 
-def test_species_strands_and_temperature_go_through_a_resume_bit_for_bit(run, capsys):
+def test_species_strands_temperature_and_lengths_go_through_a_resume_bit_for_bit(run, capsys):
     options = {"sampling_temperature": 5, "reverse_complement": True, "config_overrides": DROPOUT}
+    options |= {"min_seq_length": 8}
     options |= {"max_train_steps": 20, "checkpointing_steps": 9, "eval_steps": 10}
     first = run("first", **options)
     assert "tokens on both strands of 4 species" in capsys.readouterr().out
@@ -102,7 +103,7 @@ def test_a_stream_resumed_is_the_uninterrupted_one_bit_for_bit(run, corpus, work
     options = {**STREAMED, "reverse_complement": True, "sampling_temperature": 2, "max_train_steps": 8}
     options |= {"validation_file": corpus / "delta.fa", "train_file": corpus / "[abg]*.fa", "checkpointing_steps": 3}
     options |= {"dataloader_num_workers": workers, "per_device_train_batch_size": 8, "eval_steps": 4}
-    options |= {"config_overrides": DROPOUT}
+    options |= {"config_overrides": DROPOUT, "min_seq_length": 16}
     first = run("first", **options)
     assert_equal_runs(first, resumed(run, first, 3, **options))
 

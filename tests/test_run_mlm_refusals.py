@@ -67,6 +67,7 @@ def refusal(run, *positional, **options):
         ({"num_warmup_steps": -1}, "--num_warmup_steps"),
         ({"num_warmup_steps": 7}, "--num_warmup_steps 7 are more than the 6 steps"),
         ({"max_seq_length": 2}, "at least 3"),
+        ({"min_seq_length": 24}, "--min_seq_length 24: 32 halved again and again does not give 24"),
         ({"max_seq_length": 100_000}, "not enough bases for a single window of 100000 tokens"),
         ({"train_file": "absent.fa"}, "absent.fa: no such file"),
         ({"validation_file": "absent.fa", "validation_split_percentage": None}, "absent.fa: no such file"),
