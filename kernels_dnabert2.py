@@ -232,14 +232,11 @@ class _Geglu(torch.autograd.Function):
 
 def geglu(gate_up: torch.Tensor, dropout: float) -> torch.Tensor:
     """
-    dropout(gelu(gate)·up), in float32 inside (GEGLU, arXiv 2002.05202, eq. 6, with the exact GELU).
+    dropout(gelu(gate)·up), (..., width), in float32 inside (GEGLU, arXiv 2002.05202, eq. 6, with the exact GELU).
 
     Args:
         gate_up: (..., 2·width), the gates first.
         dropout: rate, from 0 to below 1; its masks follow torch's random state, but are not `nn.Dropout`'s.
-
-    Returns:
-        (..., width).
     """
     return _Geglu.apply(gate_up, random_seed(gate_up.device) if dropout else None, round(dropout * 2**24))
 
