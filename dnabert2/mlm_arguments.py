@@ -160,7 +160,7 @@ def check_args(args: argparse.Namespace, num_processes: int):
         "total_train_batch_size per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
     )
     steps = "max_train_steps num_train_epochs logging_steps eval_steps checkpointing_steps save_total_limit"
-    others = "max_seq_length learning_rate adam_epsilon max_grad_norm sampling_temperature num_shards"
+    others = "max_seq_length min_seq_length learning_rate adam_epsilon max_grad_norm sampling_temperature num_shards"
     positive = f"{others} {batch_sizes} {steps}".split()
     for name in positive:
         value = getattr(args, name)
@@ -206,15 +206,12 @@ def check_args(args: argparse.Namespace, num_processes: int):
 def check_data_args(args: argparse.Namespace):
     """Refuses data arguments that contradict each other, and sets the lengths of windows."""
     args.min_seq_length = args.min_seq_length or args.max_seq_length
+    if args.max_seq_length < 3:  # [CLS], a token and [SEP]
+        raise UsageError(f"--max_seq_length must be at least 3, is {args.max_seq_length}")
     try:
-        if args.min_seq_length < 3:  # [CLS], a token and [SEP]
-            raise ValueError("it must be at least 3")
-        batches.window_lengths(args.min_seq_length, args.max_seq_length)
+        batches.window_lengths(max(args.min_seq_length, 3), args.max_seq_length)
     except ValueError as error:
-        raise UsageError(
-            f"--min_seq_length {args.min_seq_length}: {error}; give, say, {args.max_seq_length // 8} with "
-            f"--max_seq_length {args.max_seq_length // 8 * 8}"
-        ) from error
+        raise UsageError(f"--min_seq_length {args.min_seq_length}: {error}; 128 is of 256, 512, 1024, …") from error
     if bool(args.train_file) == bool(args.dataset_name):
         raise UsageError("give --train_file or --dataset_name: one of them, and not both")
     if args.dataset_config_name and not args.dataset_name:
