@@ -133,8 +133,8 @@ def split_regions(
 
     What is held out does not depend on the length of windows from `SPLIT_LENGTH` on, so that a model can go on to
     longer ones without being judged by what it was trained on: the split is decided for the regions of `SPLIT_LENGTH`,
-    and neighbours of one split make up a longer one. At 1 % no two are held out side by side: from about 4,000 tokens on
-    windows of validation are joined of several, with a [SEP] between them.
+    and neighbours of one split make up a longer one. At 1 % no two are held out side by side, so windows of validation
+    of more than about 4,000 tokens are joined of several, with a [SEP] between them.
     """
     length, block = (region_bases(tokens) for tokens in (max_seq_length, min(max_seq_length, SPLIT_LENGTH)))
     for record in records:
