@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.func import functional_call
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from dnabert2 import cuda_graphs, metrics
 from dnabert2.batches import STRAND, Mixture, StepSampler, dropout_seed, random_stream
+from dnabert2.casts import cast_weights
 from dnabert2.checkpoints import MetricsFile, unwrap
 from dnabert2.encoding import EncodedSplit, EncodedTask
 from dnabert2.errors import UsageError
@@ -219,9 +221,11 @@ def finetune(
 
     def forward_backward(labels: torch.Tensor, **batch: torch.Tensor | int) -> torch.Tensor:
         """What these rows add to the loss, the mean over the rows of a step."""
-        logits = model(**batch).logits[
-            : len(labels)
-        ]  # where rows are packed, there are sequences of padding after them
+        if use_cuda_graphs and accelerator.mixed_precision == "bf16":
+            outputs = functional_call(model, cast_weights(model, torch.bfloat16), (), batch)
+        else:
+            outputs = model(**batch)
+        logits = outputs.logits[: len(labels)]  # after those of packed rows come those of padding
         loss = row_losses(logits, labels, problem_type).sum() / recipe.total_train_batch_size
         accelerator.backward(loss)
         return loss.detach()
