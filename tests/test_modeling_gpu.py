@@ -131,11 +131,12 @@ def test_a_cuda_graph_of_packed_sequences_is_replayed_with_others(attention, max
         return outputs.logits.detach(), model.bert.encoder.layer[0].attention.self.Wqkv.weight.grad
 
     recorded, other = packed(1, 20, 1, max_seqlen), packed(2, max_seqlen - 5, 20, 6)
-    expected = [tensor.clone() for tensor in step(other)]
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step(recorded)
+        expected = [tensor.clone() for tensor in step(other)]
+    torch.cuda.synchronize()
     with torch.cuda.graph(graph, stream=stream):
         found = step(recorded)
     for name, tensor in other.items():
