@@ -7,7 +7,8 @@ Of each of the paper's seven tasks one dataset is measured, as the others of it 
 from --data_dir, random sequences of that length where it has none. It is run_gue.py's own training loop in bf16 (on a
 CPU float32, and no graphs), from random weights, with logging and an evaluation at its end. A dataset's minutes are
 those of its published steps, evaluations on dev, the test, the recording of graphs, reading and tokenising; loading a
-model is not among them. Every row is appended to --output at once; --table_only prints what is there.
+model, and what a process does once, as compiling kernels, are not among them. Every row is appended to --output at
+once; --table_only prints what is there.
 
 Three loops, all in one run: "plain", kernel by kernel, by the fastest attention; "padded", graphs of padded batches by
 sdpa, which is what runs without flash-attn; "packed", graphs of packed batches by flash, which is what runs with it.
@@ -100,14 +101,23 @@ def prepare(task: Task, data: TaskData | None, tokenizer: PreTrainedTokenizerBas
 
 
 def measure(
-    loop: str, task: Task, encoded: EncodedTask, model: PreTrainedModel, accelerator: Accelerator, args: Namespace
+    loop: str,
+    task: Task,
+    encoded: EncodedTask,
+    model: PreTrainedModel,
+    accelerator: Accelerator,
+    args: Namespace,
+    stretch: int,
 ) -> dict:
-    """Of the real loop: milliseconds a step (the median of three stretches), seconds it takes before, and a dev's."""
+    """
+    Of the real loop: milliseconds a step (the median of three stretches of so many), seconds it takes before, and a
+    dev's.
+    """
     device = accelerator.device
     use_cuda_graphs = loop != "plain"
     attention = "sdpa" if loop == "padded" else fastest_attention(device.type, accelerator.mixed_precision)
     set_attention(model, attention, device.type, accelerator.mixed_precision)
-    steps = 4 * args.steps + 1  # the first stretch warms up, and the last step is followed by an evaluation
+    steps = 4 * stretch + 1  # the first stretch warms up, and the last step is followed by an evaluation
     batch_size = task.recipe.total_train_batch_size
     collator = Collator(model.config.pad_token_id, takes_token_types(model), 1, device)
     recipe = replace(task.recipe, num_train_epochs=None, max_train_steps=steps, eval_steps=steps)
@@ -126,12 +136,12 @@ def measure(
         eval_batch_size=eval_size,
         selection_metric="loss",
         metrics_file=clock,
-        logging_steps=args.steps,
+        logging_steps=stretch,
         name=f"{task.name} {loop}",
         use_cuda_graphs=use_cuda_graphs,
     )
     stretches = np.diff(clock.times)[:-1]  # the last one is of a step and the evaluation
-    step_seconds = statistics.median(stretches[1:]) / args.steps
+    step_seconds = statistics.median(stretches[1:]) / stretch
     start = time.perf_counter()
     logits = predict(accelerator, model, collator, [encoded.splits["dev"]], eval_size)
     score(accelerator, logits, encoded.splits["dev"].labels, SINGLE_LABEL)
@@ -141,7 +151,7 @@ def measure(
         "loop": loop,
         "attention": attention,
         "ms_a_step": 1000 * step_seconds,
-        "start_seconds": max(0.0, stretches[0] - args.steps * step_seconds),
+        "start_seconds": max(0.0, stretches[0] - stretch * step_seconds),
         "eval_ms_a_row": 1000 * eval_seconds / len(encoded.splits["dev"]),
         "gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
     }
@@ -232,7 +242,8 @@ def run_all(args: Namespace):
             models[task.num_labels] = accelerator.prepare_model(model, evaluation_mode=True)
         model = models[task.num_labels]
         for loop in loops_that_run(accelerator, model, encoded.max_seq_length):
-            row = {"run": run, **facts, **measure(loop, task, encoded, model, accelerator, args)}
+            measure(loop, task, encoded, model, accelerator, args, stretch=1)  # a process compiles its kernels once
+            row = {"run": run, **facts, **measure(loop, task, encoded, model, accelerator, args, args.steps)}
             with args.output.open("a") as file:
                 print(json.dumps(row), file=file)
 
