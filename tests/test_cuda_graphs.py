@@ -154,7 +154,15 @@ def layout(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("options", [{"reverse_complement": True}, {"use_lora": True, "lora_dropout": 0}])
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("padded", {"reverse_complement": True}),
+        ("padded", {"use_lora": True}),
+        ("packed", {"reverse_complement": True}),
+    ],
+    indirect=["layout"],
+)
 def test_a_run_of_recorded_steps_ends_as_a_plain_one(task, tmp_path, monkeypatch, stand_ins, layout, options):
     monkeypatch.setattr(cuda_graphs, "length_multiple", lambda _: 1)
     options = {
