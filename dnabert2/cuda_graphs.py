@@ -1,4 +1,4 @@
-"""Forward and backward of a training step as a CUDA graph: recorded once for each length of a batch, then replayed.
+"""Forward and backward of a training step as a CUDA graph: recorded once for each shape of a batch, then replayed.
 
 A step of 32 short sequences is hundreds of kernels of some microseconds each; Python takes longer to launch them one
 by one than the GPU to run them. A graph is launched as one (benchmarks/gue_speed.py measures it). It is part of
