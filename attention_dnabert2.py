@@ -252,6 +252,11 @@ def check_packed(shape: torch.Size, cu_seqlens: torch.Tensor, max_seqlen: int | 
         )
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         raise ValueError("cu_seqlens must be int32 of shape (sequences + 1,)")
+    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+        # A CUDA graph will read other values at every replay; while it is recorded there are none to look at.
+        if max_seqlen is None:
+            raise ValueError("a CUDA graph of packed sequences needs max_seqlen, of the longest that it will be given")
+        return SequenceLayout(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
     ends = cu_seqlens.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
     if ends[0] != 0 or ends[-1] != shape[1] or min(lengths) < 1:

@@ -182,7 +182,10 @@ class DNABert2Pooler(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         """The first token of every row, or of every packed sequence, (batch or sequences, hidden_size)."""
-        first = hidden_states[:, 0] if cu_seqlens is None else hidden_states[0, cu_seqlens[:-1]]
+        if cu_seqlens is None:
+            first = hidden_states[:, 0]
+        else:  # not [0, cu_seqlens[:-1]]: its backward sorts the indices
+            first = hidden_states.index_select(1, cu_seqlens[:-1])[0]
         return torch.tanh(self.dense(first))
 
 
@@ -297,7 +300,8 @@ class DNABert2Model(DNABert2PreTrainedModel):
             output_hidden_states: also return the embeddings and every layer's output.
             cu_seqlens: for sequences packed into one row, `input_ids` (1, tokens): where each begins and the last
                 ends, int32 (sequences + 1,). No token sees another sequence. In place of `attention_mask`.
-            max_seqlen: the longest packed sequence's tokens; found out if not given.
+            max_seqlen: the longest packed sequence's tokens, or more; found out if not given. While a CUDA graph is
+                recorded it must be, and `cu_seqlens` cannot be checked, then or at a replay.
 
         Returns:
             `last_hidden_state` (batch, length, hidden_size), exactly 0 at padding, and `pooler_output`

@@ -148,7 +148,7 @@ def run(
         and cuda_graphs.can_record(accelerator, model, task.max_seq_length, args.attn_implementation)
         and micro_batch * accelerator.num_processes == recipe.total_train_batch_size
     )
-    attention = classifiers.use_attention(args, model, accelerator, use_cuda_graphs)
+    attention = classifiers.use_attention(args, model, accelerator)
     counts = classifiers.count_parameters(model)
     is_cuda = accelerator.device.type == "cuda"
     collator = Collator(

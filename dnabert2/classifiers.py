@@ -145,15 +145,10 @@ def load_finetuned(name: str, trust_remote_code: bool = False) -> PreTrainedMode
     return PeftModel.from_pretrained(model, name)
 
 
-def use_attention(
-    args: Namespace, model: PreTrainedModel, accelerator: Accelerator, use_cuda_graphs: bool = False
-) -> str:
-    """
-    Sets the attention back end: what was asked for, and of DNABERT-2 the fastest, which for CUDA graphs is sdpa. Other
-    models keep their own.
-    """
+def use_attention(args: Namespace, model: PreTrainedModel, accelerator: Accelerator) -> str:
+    """Sets the attention back end: what was asked for, and of DNABERT-2 the fastest. Other models keep their own."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    fastest = "sdpa" if use_cuda_graphs else fastest_attention(accelerator.device.type, accelerator.mixed_precision)
+    fastest = fastest_attention(accelerator.device.type, accelerator.mixed_precision)
     wanted = args.attn_implementation or (fastest if base.config.model_type == "dnabert2" else None)
     if wanted:
         set_attention(base, wanted, accelerator.device.type, accelerator.mixed_precision)

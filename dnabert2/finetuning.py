@@ -6,18 +6,19 @@ anew or goes on from a state that it wrote (dnabert2/run_state.py).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.func import functional_call
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from dnabert2 import cuda_graphs, metrics
 from dnabert2.batches import STRAND, Mixture, StepSampler, dropout_seed, random_stream
+from dnabert2.casts import cast_weights
 from dnabert2.checkpoints import MetricsFile, unwrap
 from dnabert2.encoding import EncodedSplit, EncodedTask
 from dnabert2.errors import UsageError
@@ -206,20 +207,26 @@ def finetune(
     accumulated = recipe.total_train_batch_size // (micro_batch_size * processes)
     train_collator = collator
     if use_cuda_graphs:
-        train_collator = replace(collator, multiple=cuda_graphs.length_multiple(task.max_seq_length))
+        strands = [train, other_strand] if other_strand else [train]
+        train_collator = cuda_graphs.few_shapes(collator, model, strands, micro_batch_size)
 
     def strand(epoch: int, row: int) -> EncodedSplit:
         is_other = other_strand and random_stream(seed, STRAND, epoch, row).random() < 0.5
         return other_strand if is_other else train
 
-    def next_batch() -> dict[str, torch.Tensor]:
+    def next_batch() -> dict[str, torch.Tensor | int]:
         keys = next(micro_batches)
         labels = scale.standardise(collator.tensor(train.labels[[row for _, row in keys]]))
         return {"labels": labels, **train_collator([(strand(epoch, row), row) for epoch, row in keys])}
 
-    def forward_backward(labels: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
+    def forward_backward(labels: torch.Tensor, **batch: torch.Tensor | int) -> torch.Tensor:
         """What these rows add to the loss, the mean over the rows of a step."""
-        loss = row_losses(model(**batch).logits, labels, problem_type).sum() / recipe.total_train_batch_size
+        if use_cuda_graphs and accelerator.mixed_precision == "bf16":
+            outputs = functional_call(model, cast_weights(model, torch.bfloat16), (), batch)
+        else:
+            outputs = model(**batch)
+        logits = outputs.logits[: len(labels)]  # after those of packed rows come those of padding
+        loss = row_losses(logits, labels, problem_type).sum() / recipe.total_train_batch_size
         accelerator.backward(loss)
         return loss.detach()
 

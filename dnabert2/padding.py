@@ -1,8 +1,9 @@
-"""Rows of different lengths as one batch.
+"""Rows of different lengths as one batch, padded, or packed one after the other.
 
 Collator(tokenizer.pad_token_id, True, 1, device)([(task.splits["train"], row) for row in range(32)])
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,35 @@ class Collator:
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+@dataclass(frozen=True)
+class Packer(Collator):
+    """
+    Packs rows into one, as DNABERT-2 takes them, with sequences of padding after them.
+
+    Args:
+        multiple: a batch has a multiple of so many tokens. Of padding there are always as many sequences, of a token
+            or more: batches of as many rows and as many tokens have the same shapes.
+        max_seqlen: tokens of the longest row; a sequence of padding is no longer.
+    """
+
+    max_seqlen: int
+
+    def __call__(self, rows: Sequence[tuple[EncodedSplit, int]]) -> dict[str, torch.Tensor | int]:
+        """The model's arguments: int64 [1, tokens], `cu_seqlens` int32 [sequences + 1]; the rows come first."""
+        ends = np.cumsum([len(split.input_ids[row]) for split, row in rows])
+        used, paddings = int(ends[-1]), math.ceil((self.multiple - 1) / (self.max_seqlen - 1))
+        tokens = math.ceil((used + paddings) / self.multiple) * self.multiple
+        padding_ends = [used + (tokens - used) * part // paddings for part in range(1, paddings + 1)]
+        input_ids = np.full((1, tokens), self.pad_token_id)
+        np.concatenate([split.input_ids[row] for split, row in rows], out=input_ids[0, :used])
+        batch = {"input_ids": input_ids, "cu_seqlens": np.array([0, *ends, *padding_ends], dtype=np.int32)}
+        if self.has_token_types and rows[0][0].token_type_ids:
+            token_type_ids = np.zeros_like(input_ids)
+            np.concatenate([split.token_type_ids[row] for split, row in rows], out=token_type_ids[0, :used])
+            batch["token_type_ids"] = token_type_ids
+        return {name: self.tensor(array) for name, array in batch.items()} | {"max_seqlen": self.max_seqlen}
 
 
 def length_multiple(accelerator: Accelerator, max_seq_length: int) -> int:

@@ -23,6 +23,7 @@ from dnabert2.finetuning import finetune
 from dnabert2.gue import Recipe
 from dnabert2.gue_arguments import LORA_TARGETS
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from dnabert2.loading import fastest_attention
 from dnabert2.padding import Collator
 
 
@@ -77,6 +78,21 @@ def test_batches_have_few_lengths_and_little_padding():
 
 
 @pytest.mark.parametrize(
+    ("mean", "deviation", "multiple"),
+    [
+        (106, 4, 112),  # close lengths: a 32nd of the mean total, 3392
+        (250, 90, 512),  # eight of these between four standard deviations below and above
+        (5, 0, 16),
+    ],
+)
+def test_packed_batches_have_few_totals_and_little_padding(mean, deviation, multiple):
+    lengths = np.array([mean - deviation, mean + deviation] * 500)
+    assert cuda_graphs.token_multiple(lengths, 32) == multiple
+    totals = np.random.default_rng(0).choice(lengths, (20_000, 32)).sum(axis=1)
+    assert len({*-(-totals // multiple)}) <= 1 + cuda_graphs.MOST_SHAPES
+
+
+@pytest.mark.parametrize(
     ("changed", "expected"),
     [
         ({}, True),
@@ -86,7 +102,8 @@ def test_batches_have_few_lengths_and_little_padding():
         ({"backend": DynamoBackend.INDUCTOR}, False),
         ({"model_type": "bert"}, False),
         ({"attention": "eager"}, True),
-        ({"attention": "flash_attention_2"}, False),
+        ({"attention": "flash_attention_2"}, True),
+        ({"attention": "flex_attention"}, False),
         ({"longest": 520}, False),
     ],
 )
@@ -130,8 +147,23 @@ def task(tmp_path_factory):
     return folder / "task"
 
 
-@pytest.mark.parametrize("options", [{"reverse_complement": True}, {"use_lora": True}])
-def test_a_run_of_recorded_steps_ends_as_a_plain_one(task, tmp_path, monkeypatch, stand_ins, options):
+@pytest.fixture(params=["padded", "packed"])
+def layout(request, monkeypatch):
+    """How recorded batches are made; packed for any attention, so that nothing but rounding may differ."""
+    monkeypatch.setattr(cuda_graphs, "packs", lambda model: request.param == "packed")
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("padded", {"reverse_complement": True}),
+        ("padded", {"use_lora": True}),
+        ("packed", {"reverse_complement": True}),
+    ],
+    indirect=["layout"],
+)
+def test_a_run_of_recorded_steps_ends_as_a_plain_one(task, tmp_path, monkeypatch, stand_ins, layout, options):
     monkeypatch.setattr(cuda_graphs, "length_multiple", lambda _: 1)
     options = {
         "model_name_or_path": save_base(tmp_path / "base"),
@@ -143,6 +175,7 @@ def test_a_run_of_recorded_steps_ends_as_a_plain_one(task, tmp_path, monkeypatch
     run_here(monkeypatch, *command(output_dir=tmp_path / "plain", no_cuda_graphs=True, **options))
     graphs, plain = (tmp_path / name / "task/seed-1" for name in ("graphs", "plain"))
     assert results(graphs)["cuda_graphs"] and not results(plain)["cuda_graphs"]
+    assert all(("cu_seqlens" in recording.inputs) == (layout == "packed") for recording in stand_ins)
     for line, its_line in zip(lines(graphs), lines(plain), strict=True):
         assert line == pytest.approx(its_line, abs=1e-4)
     run_here(monkeypatch, *command(output_dir=tmp_path / "graphs", **options | {"no_cuda_graphs": True}))
@@ -189,7 +222,7 @@ def encoded_task(problem_type, lengths=(20, 118), rows=160):
         ids.append(rng.integers(5, TINY["vocab_size"], int(rng.integers(5, longest + 1))).astype(np.int32))
         types.append(np.zeros_like(ids[-1]))
     split = EncodedSplit(ids, types, labels, 0, 0.0)
-    return EncodedTask(120, {"train": split, "dev": split})
+    return EncodedTask(lengths[1] + 2, {"train": split, "dev": split})
 
 
 class Losses:
@@ -211,6 +244,8 @@ def finetuned(
     steps=12,
     learning_rate=1e-3,
     same_batch=False,
+    attention="sdpa",
+    lengths=(20, 118),
 ):
     """Losses of every step, and the weights at the end, of a model that is the same each time."""
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -220,12 +255,12 @@ def finetuned(
         **TINY | {"hidden_size": 64, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},
         num_labels=1 if problem_type == REGRESSION else 2,
     )
-    model = build(AutoModelForSequenceClassification, config=config)
+    model = build(AutoModelForSequenceClassification, attention, config=config)
     if use_lora:
         lora = {"lora_r": 8, "lora_alpha": 32, "lora_dropout": dropout, "lora_target_modules": LORA_TARGETS}
         model = add_adapter(model, Namespace(model_name_or_path=".", **lora))
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    task, losses = encoded_task(problem_type, rows=32 if same_batch else 160), Losses()
+    task, losses = encoded_task(problem_type, lengths, rows=32 if same_batch else 160), Losses()
     finetune(
         accelerator,
         model,
@@ -256,14 +291,15 @@ def assert_equal_runs(one, other, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
-def test_graphs_take_the_steps_of_the_plain_loop(graphs, problem_type):
+def test_graphs_take_the_steps_of_the_plain_loop(graphs, layout, problem_type):
     recorded = finetuned(True, problem_type)
     assert len(graphs) > 1  # several shapes, in turn
+    assert all(("cu_seqlens" in graph.inputs) == (layout == "packed") for graph in graphs)
     assert_equal_runs(recorded, finetuned(False, problem_type))
     assert len({*recorded[0]}) == 12
 
 
-def test_adapters_take_the_steps_of_the_plain_loop(graphs):
+def test_adapters_take_the_steps_of_the_plain_loop(graphs, layout):
     recorded = finetuned(True, use_lora=True)
     assert graphs and any("lora_A" in name for name in recorded[1])
     assert_equal_runs(recorded, finetuned(False, use_lora=True))
@@ -273,6 +309,32 @@ def test_bf16_takes_about_the_steps_of_the_plain_loop(graphs):
     recorded, plain = finetuned(True, precision="bf16"), finetuned(False, precision="bf16")
     assert recorded[0] == pytest.approx(plain[0], abs=0.02)
     assert recorded[0][0] != recorded[0][-1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("use_lora", [False, True])
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
+@pytest.mark.parametrize("longest", [118, 250])  # in a kernel of ours, and in flash-attn's
+def test_flash_takes_about_the_steps_of_the_plain_loop(monkeypatch, longest, problem_type, use_lora):
+    pytest.importorskip("flash_attn")
+    monkeypatch.setattr(finetuned, "on_cpu", False, raising=False)
+    options = {"precision": "bf16", "attention": "flash_attention_2", "lengths": (20, longest)}
+    options |= {"problem_type": problem_type, "use_lora": use_lora}
+    recorded, plain = finetuned(True, **options), finetuned(False, **options)
+    assert recorded[0] == pytest.approx(plain[0], rel=0.02, abs=0.02)
+    assert recorded[0][0] != recorded[0][-1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_flash_draws_its_own_dropout_anew_in_every_step_and_again_from_the_seed(monkeypatch):
+    pytest.importorskip("flash_attn")
+    monkeypatch.setattr(finetuned, "on_cpu", False, raising=False)
+    options = {"precision": "bf16", "attention": "flash_attention_2", "dropout": 0.3}
+    losses, _ = finetuned(True, learning_rate=1e-30, same_batch=True, **options)
+    assert len({*losses}) == 12
+    assert losses == finetuned(True, learning_rate=1e-30, same_batch=True, **options)[0]
 
 
 @pytest.mark.parametrize("use_lora", [False, True])
@@ -301,5 +363,5 @@ def test_a_run_on_a_gpu_learns_in_bf16_and_says_how_it_was_launched(task, tmp_pa
     found = results(tmp_path / "out/task/seed-1")
     assert found["test"]["mcc"] > 0.5 and found["arguments"]["mixed_precision"] == "bf16"
     assert found["cuda_graphs"] == ("no_cuda_graphs" not in options)
-    assert found["attn_implementation"] == "sdpa" or not found["cuda_graphs"]
+    assert found["attn_implementation"] == fastest_attention("cuda", "bf16")
     assert found["memory_gib"] > 0

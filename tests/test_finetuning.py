@@ -36,20 +36,6 @@ def split_of(*rows, types=False):
     return EncodedSplit(ids, [row % 2 for row in ids] if types else None, np.arange(len(rows)), 0, 0.0)
 
 
-def test_batches_are_padded_on_the_right_to_their_longest_row_or_to_a_multiple():
-    split = split_of([5, 6, 7], [8])
-    batch = Collator(3, True, 1, CPU)([(split, 1), (split, 0)])
-    assert batch["input_ids"].tolist() == [[8, 3, 3], [5, 6, 7]] and batch["input_ids"].dtype == torch.int64
-    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]] and "token_type_ids" not in batch
-    assert Collator(3, True, 8, CPU)([(split, 1)])["input_ids"].tolist() == [[8, 3, 3, 3, 3, 3, 3, 3]]
-
-
-def test_token_types_go_to_models_that_take_them():
-    split = split_of([5, 6, 7], [8], types=True)
-    assert Collator(0, True, 4, CPU)([(split, 0), (split, 1)])["token_type_ids"].tolist() == [[1, 0, 1, 0], [0] * 4]
-    assert "token_type_ids" not in Collator(0, False, 4, CPU)([(split, 0)])
-
-
 def test_losses_of_rows_are_those_of_torch():
     logits = torch.tensor([[1.0, -2.0], [0.5, 0.25]])
     classes, several, values = torch.tensor([1, 0]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([0.5, 2.0])

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from models import build, draw_biases, padded_batch
+from models import build, draw_biases, padded_batch, random_ids
 
 
 pytestmark = [
@@ -110,6 +110,40 @@ def test_gradient_checkpointing_draws_the_same_dropout_again(attention, autocast
     (loss, gradients), (checkpointed_loss, checkpointed_gradients) = results
     assert loss == checkpointed_loss
     assert error(checkpointed_gradients, gradients) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("attention", "max_seqlen"),
+    [("sdpa", 40), pytest.param(FLASH, 40, marks=needs_flash), pytest.param(FLASH, 300, marks=needs_flash)],
+)
+def test_a_cuda_graph_of_packed_sequences_is_replayed_with_others(attention, max_seqlen):
+    """Forward and backward of another batch: other tokens, and sequences that begin elsewhere."""
+    model = model_on("cuda", attention).bfloat16()
+
+    def packed(seed, *lengths):
+        ends = torch.tensor([0, *lengths]).cumsum(0).int()
+        return {"input_ids": random_ids(1, sum(lengths), seed=seed).cuda(), "cu_seqlens": ends.cuda()}
+
+    def step(batch):
+        model.zero_grad()
+        outputs = model(**batch, labels=batch["input_ids"], max_seqlen=max_seqlen)
+        outputs.loss.backward()
+        return outputs.logits.detach(), model.bert.encoder.layer[0].attention.self.Wqkv.weight.grad
+
+    recorded, other = packed(1, 20, 1, max_seqlen), packed(2, max_seqlen - 5, 20, 6)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(recorded)
+        expected = [tensor.clone() for tensor in step(other)]
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        found = step(recorded)
+    for name, tensor in other.items():
+        recorded[name].copy_(tensor)
+    graph.replay()
+    for tensor, its_expected in zip(found, expected, strict=True):
+        assert error(tensor.double(), its_expected.double()) < 2e-3
 
 
 def test_dropout_follows_its_own_modules_not_the_model():

@@ -157,6 +157,29 @@ class TestPackedInputIsRefused:
         self.refused("max_seqlen is 4, but the longest", cu_seqlens=ends(4, 5), max_seqlen=4)
 
 
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU, where a CUDA graph is recorded: reading its values would break that."""
+
+    is_cuda = True
+
+    def tolist(self):
+        raise AssertionError("it was read")
+
+
+def test_while_a_cuda_graph_is_recorded_the_values_of_cu_seqlens_are_not_read(monkeypatch):
+    check_packed = remote_module(cached_double_model("eager")).check_packed
+    cu_seqlens = ends(4, 5).as_subclass(OnGpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert check_packed((1, 9), cu_seqlens, 7) == (None, cu_seqlens, 7)
+    with pytest.raises(ValueError, match="needs max_seqlen"):
+        check_packed((1, 9), cu_seqlens, None)
+    with pytest.raises(ValueError, match="packed sequences are one row"):
+        check_packed((2, 9), cu_seqlens, 7)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.raises(AssertionError, match="it was read"):
+        check_packed((1, 9), cu_seqlens, 7)
+
+
 # --- positions to predict ----------------------------------------------------------------------------------------
 
 
