@@ -22,6 +22,12 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
+IMPORTS = (  # beside what the package imports
+    "scipy.stats",
+    "sklearn.metrics",
+    "transformers.models.auto.modeling_auto",
+    "transformers.pipelines",
+)
 COMMANDS = ("python", "accelerate", "torchrun")
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -159,11 +165,8 @@ def serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    import torch  # noqa: F401
-    from transformers import AutoModelForMaskedLM, Trainer, pipeline  # noqa: F401
-
-    for path in sorted((ROOT / "dnabert2").glob("*.py")):
-        importlib.import_module(f"dnabert2.{path.stem}")
+    for name in [*IMPORTS, *(f"dnabert2.{path.stem}" for path in (ROOT / "dnabert2").glob("*.py"))]:
+        importlib.import_module(name)
     gc.freeze()  # what a fork does not write to it does not copy
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for those that have told their status
     serve(sys.argv[1])
