@@ -32,6 +32,7 @@ from dnabert2.errors import UsageError, run_script
 from dnabert2.files import whole_folder
 from dnabert2.loading import ROOT, errors_name
 from dnabert2.released_files import fetch, read_json, read_pad_token_id, read_weights
+from dnabert2.releases import SERVING
 from dnabert2.tokenization import tokenizer_config
 
 
@@ -46,7 +47,6 @@ HEADS = {  # by how their tensors' names begin; without one it is an encoder
 }
 # Keys of config.json that this package writes itself
 OURS = {"architectures", "auto_map", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path"}
-SERVING = ("handler.py", "requirements.txt")
 CARD = """---
 {data}
 ---

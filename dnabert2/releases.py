@@ -18,7 +18,7 @@ TOKENIZER = (
 ).split()
 OF_THIS_MACHINE = ("is_local", "local_files_only", "name_or_path")  # transformers': where a tokenizer was read
 MODEL_TYPE = "dnabert2"
-HANDLER = "handler.py"
+SERVING = ("handler.py", "requirements.txt")  # of an Inference Endpoint, which needs both
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -45,8 +45,8 @@ def link(path: Path, target: Path):
 
 def assemble(folder: Path, release: Path, base_model: str | None = None):
     """
-    Lays a model's files into an empty folder, as they are to lie on the Hub: the code beside them, a full `auto_map`,
-    no path of this machine.
+    Lays a model's files into an empty folder, as they are to lie on the Hub: the code beside them and what an endpoint
+    needs, a full `auto_map`, no path of this machine.
 
     Args:
         base_model: the Hub name that an adapter is to give for its base.
@@ -65,8 +65,7 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
         config["auto_map"] = read_json(ROOT / "config.json")["auto_map"]
         code = folder if (folder / f"modeling_{MODEL_TYPE}.py").is_file() else ROOT
         files |= {path.name: path for path in code.glob(f"*_{MODEL_TYPE}.py")}
-        if (ROOT / HANDLER).is_file():
-            files[HANDLER] = ROOT / HANDLER
+        files |= {name: (folder if (folder / name).is_file() else ROOT) / name for name in SERVING}
     config.pop("_name_or_path", None)
     written["config.json"] = config
     if "tokenizer_config.json" in files:

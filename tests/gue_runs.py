@@ -1,6 +1,7 @@
 """Runs of run_gue.py for tests: a task that is easily learned, a tiny model, in this process."""
 
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from models import ROOT
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+from tokenizers import models as words
+from transformers import PreTrainedTokenizerFast
 
 import run_gue
 from dnabert2.checkpoints import save_tokenizer
@@ -48,6 +52,21 @@ def write_task(folder: Path, label=str, splits=("train", "dev", "test"), rows=(6
             lines = [f"{sequence},{label(kind)}" for sequence, kind in sequences(count, seed)]
             (folder / f"{split}.csv").write_text("\n".join(["sequence,label", *lines]) + "\n")
     return folder
+
+
+def kmer_tokenizer(folder: Path, is_overlapping: bool) -> int:
+    """Saves one of words of 3 letters: overlapping as DNABERT's, or after each other as NT's. Returns its size."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*special, *map("".join, itertools.product("ACGT", repeat=3)), *"ACGTN"]
+    tokenizer = Tokenizer(words.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    if is_overlapping:
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[ACGT]{3}|."), "isolated")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"], special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **names).save_pretrained(folder)
+    return len(vocabulary)
 
 
 def command(**options) -> list[str]:

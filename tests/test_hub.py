@@ -19,14 +19,17 @@ import mlm_runs
 import pytest
 from hub_server import ROUTES, HubServer
 from huggingface_hub import get_session
+from released import release
 
 from dnabert2 import checkpoints, hub, publish
+from dnabert2.convert import convert
 
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "hf_user"
 CODE = {f"{name}_dnabert2.py" for name in ("modeling", "configuration", "attention", "kernels")}
 MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", *CODE, "README.md"}
+SERVING = {"handler.py", "requirements.txt"}
 SEQUENCES = ["ACGTTGCATGCCATGAATTTAACGCG", "TTTATATATTTAAATTATATAAAT"]
 
 
@@ -40,7 +43,7 @@ def run_card_code(card_text: str) -> None:
 
 
 def load(sha: str, folders: dict[str, str]) -> dict:
-    """Loads user/dna, user/classifier and user/adapter; `folders` are where the runs have left the same."""
+    """Loads user/dna, user/classifier, user/adapter and user/converted; `folders` are where the same lies."""
     import contextlib
 
     import torch
@@ -61,7 +64,7 @@ def load(sha: str, folders: dict[str, str]) -> dict:
     inputs = tokenizer(SEQUENCES, padding=True, return_tensors="pt")
     report: dict = {"difference": {}, "cards": {}, "pipelines": {}}
 
-    def compare(name: str, pushed, local, output: str = "logits"):
+    def compare(name: str, pushed, local, output: str = "logits", inputs: dict = inputs):
         with torch.no_grad():
             ours, theirs = (getattr(model.eval()(**inputs), output) for model in (pushed, local))
         report["difference"][name] = (ours - theirs).abs().max().item()
@@ -77,8 +80,12 @@ def load(sha: str, folders: dict[str, str]) -> dict:
     local = AutoModelForSequenceClassification.from_pretrained(folders["classifier"], **trust)
     compare("classifier", classifier, local)
     report["labels"] = classifier.config.id2label
+    converted = AutoModelForMaskedLM.from_pretrained("user/converted", **trust)
+    local = AutoModelForMaskedLM.from_pretrained(folders["converted"], **trust)
+    its_own = AutoTokenizer.from_pretrained("user/converted", **trust)
+    compare("converted", converted, local, inputs=its_own(SEQUENCES, padding=True, return_tensors="pt"))
 
-    for name in ("dna", "classifier", "adapter"):
+    for name in ("dna", "classifier", "adapter", "converted"):
         card = ModelCard.load(f"user/{name}")
         card.validate()
         report["cards"][name] = {"data": card.data.to_dict(), "text": card.text}
@@ -89,8 +96,14 @@ def load(sha: str, folders: dict[str, str]) -> dict:
         texts = [example["text"] for example in report["cards"][name]["data"]["widget"]]
         report["pipelines"][name] = [ask(text, top_k=5) for text in texts]
 
+    from huggingface_hub import snapshot_download
     from peft import PeftModel
     from transformers import AutoConfig
+
+    sys.path.insert(0, snapshot_download("user/converted"))  # as an endpoint has it
+    from handler import EndpointHandler
+
+    report["handler"] = EndpointHandler(sys.path[0])({"inputs": "ACGT[MASK]TT", "parameters": {"top_k": 1}})
 
     config = AutoConfig.from_pretrained("user/adapter", **trust)
     whole = AutoModelForSequenceClassification.from_pretrained("user/dna", config=config, **trust)
@@ -102,7 +115,7 @@ def load(sha: str, folders: dict[str, str]) -> dict:
 
 
 def run_fresh_process(environment: dict[str, str], *command: str) -> list | dict:
-    environment |= {"OMP_NUM_THREADS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # this file, as a script, imports the scripts
     process = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT
     )
@@ -198,6 +211,7 @@ def others(server, folder, pretraining) -> dict[str, dict]:
         command = gue_runs.command(output_dir=output_dir, **tune | options)
         return {"script": "run_gue", "arguments": command, "token": TOKEN}
 
+    convert(str(release(folder / "release" / "DNABERT-2")), folder / "converted")
     card = folder / "card.md"
     card.write_text("---\nlicense: mit\n---\n# A card of one's own\n")
     calls = {
@@ -213,6 +227,11 @@ def others(server, folder, pretraining) -> dict[str, dict]:
         "a branch": {
             "script": "dnabert2.publish",
             "arguments": [str(folder / "dna" / "checkpoint-6"), "later", "--revision", "v1", "--card", str(card)],
+            "token": TOKEN,
+        },
+        "converted": {
+            "script": "dnabert2.publish",
+            "arguments": [str(folder / "converted"), "user/converted", "--base_model", "zhihan1996/DNABERT-2-117M"],
             "token": TOKEN,
         },
         "the adapter as a model": {
@@ -242,6 +261,7 @@ def others(server, folder, pretraining) -> dict[str, dict]:
 def loaded(server, folder, others) -> dict:
     run = Path("user", "rows", "seed-1")
     folders = {"dna": folder / "dna", "classifier": folder / "classifier" / run, "adapter": folder / "lora" / run}
+    folders["converted"] = folder / "converted"
     sha = server.repositories["model", "user/dna"].at("main").sha
     environment = server.environment(folder / "clean home", user="user")
     return run_fresh_process(environment, __file__, sha, json.dumps({key: str(path) for key, path in folders.items()}))
@@ -311,7 +331,7 @@ class TestFineTuning:
 
 class TestWhatWasPushed:
     def test_has_the_same_outputs(self, loaded):
-        names = {"masked", "base", "with a head", "classifier", "adapter"}
+        names = {"masked", "base", "with a head", "classifier", "adapter", "converted"}
         assert loaded["difference"] == dict.fromkeys(names, 0.0)
 
     def test_has_the_code_of_this_repository_and_a_full_auto_map(self, server, loaded):
@@ -321,6 +341,12 @@ class TestWhatWasPushed:
             assert {code: files[code] for code in CODE} == {code: (ROOT / code).read_bytes() for code in CODE}
             assert json.loads(files["config.json"])["auto_map"] == auto_map
         assert loaded["class"] == "modeling_dnabert2.DNABert2ForMaskedLM"
+
+    def test_has_what_an_endpoint_needs(self, server, loaded):
+        for name in ("dna", "classifier", "converted"):
+            files = server.repositories["model", f"user/{name}"].files()
+            assert {file: files[file] for file in SERVING} == {file: (ROOT / file).read_bytes() for file in SERVING}
+        assert loaded["handler"][0]["sequence"].startswith("ACGT")
 
     def test_answers_pipelines_as_its_card_says(self, loaded):
         for name, key in (("dna", "token_str"), ("classifier", "label")):
@@ -377,6 +403,11 @@ class TestCards:
         assert data["library_name"] == "peft" and data["base_model_relation"] == "adapter"
         assert data["base_model"] == "user/dna" and "lora" in data["tags"]
         assert "| lora_r | 8 |" in text
+
+    def test_of_a_converted_release(self, loaded):
+        data, text = loaded["cards"]["converted"]["data"], loaded["cards"]["converted"]["text"]
+        assert data["base_model"] == "zhihan1996/DNABERT-2-117M" and data["pipeline_tag"] == "fill-mask"
+        assert "no record of how the model was trained" in text and "become `[UNK]`" in text
 
 
 class TestAFailedPush:

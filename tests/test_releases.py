@@ -5,6 +5,7 @@ import json
 import gue_runs
 import pytest
 import torch
+from models import ROOT
 
 from dnabert2 import releases
 from dnabert2.errors import UsageError
@@ -32,6 +33,15 @@ def test_a_model_loaded_from_the_hub_names_its_own_code(tmp_path):
     (tmp_path / "release").mkdir()
     releases.assemble(folder, tmp_path / "release")
     assert json.loads((tmp_path / "release" / "config.json").read_text())["auto_map"] == whole
+
+
+def test_a_model_brings_what_an_endpoint_needs_its_own_first(tmp_path):
+    folder = gue_runs.save_base(tmp_path / "run")
+    (folder / "requirements.txt").write_text("mine")
+    (tmp_path / "release").mkdir()
+    releases.assemble(folder, tmp_path / "release")
+    assert (tmp_path / "release" / "handler.py").read_bytes() == (ROOT / "handler.py").read_bytes()
+    assert (tmp_path / "release" / "requirements.txt").read_text() == "mine"
 
 
 def test_a_tokenizer_does_not_say_where_it_was_read(tmp_path):

@@ -3,7 +3,6 @@
 pytest tests/test_run_gue.py
 """
 
-import itertools
 import json
 import os
 import shutil
@@ -13,12 +12,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from gue_runs import SIZES, command, lines, predictions, results, run_here, save_base, sequences, write_task
+from gue_runs import (
+    SIZES,
+    command,
+    kmer_tokenizer,
+    lines,
+    predictions,
+    results,
+    run_here,
+    save_base,
+    sequences,
+    write_task,
+)
 from models import ROOT
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import matthews_corrcoef
-from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
-from tokenizers import models as words
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -221,21 +229,6 @@ def test_bf16(run, gue):
     assert results(folder)["arguments"]["mixed_precision"] == "bf16" and results(folder)["test"]["mcc"] > 0.5
     assert {p.dtype for p in AutoModelForSequenceClassification.from_pretrained(
         folder, trust_remote_code=True).parameters()} == {torch.float32}  # fmt: skip
-
-
-def kmer_tokenizer(folder, is_overlapping):
-    """Words of 3 letters: as DNABERT's of overlapping ones; or as NT's, of 3 letters after each other."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = [*special, *map("".join, itertools.product("ACGT", repeat=3)), *"ACGTN"]
-    tokenizer = Tokenizer(words.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    if is_overlapping:
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[ACGT]{3}|."), "isolated")
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = dict(zip(["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"], special, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **names).save_pretrained(folder)
-    return len(vocabulary)
 
 
 def test_a_bert_of_kmers(run, gue, tmp_path):
