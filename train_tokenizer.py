@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.files import write_whole
 from dnabert2.sequences import expand_files, file_sha256
 from dnabert2.tokenization import (
@@ -95,6 +95,7 @@ def parse_arguments() -> argparse.Namespace:
         "vocabulary (default: 5)",
     )
     parser.add_argument("--seed", type=int, default=42, help="chooses the pieces; same seed, same bytes (default: 42)")
+    add_debug(parser)
     arguments = parser.parse_args()
     if arguments.vocab_size <= SMALLEST_VOCABULARY:
         raise UsageError(

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.files import whole_folder
 from dnabert2.loading import ROOT, errors_name
 from dnabert2.released_files import fetch, read_json, read_pad_token_id, read_weights
@@ -250,6 +250,7 @@ def main():
     parser.add_argument("source", help="a folder, or a name on the Hub")
     parser.add_argument("output", type=Path, help="the new folder")
     parser.add_argument("--revision", help="of the Hub: a branch, tag or commit")
+    add_debug(parser)
     args = parser.parse_args()
     print(convert(args.source, args.output, args.revision))
 
