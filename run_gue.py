@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dnabert2 import classifiers, cuda_graphs, gue_report
 from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, MetricsFile
-from dnabert2.data_checks import check_data
+from dnabert2.data_checks import check_data, flaws
 from dnabert2.encoding import EncodedTask, encode
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
@@ -282,8 +282,11 @@ def main():
         data = source.load()
         if accelerator.is_main_process:
             make_folder(args.output_dir / source.name)
-            checks = json.dumps(check_data(data, source.task), indent=2)
-            write_whole(args.output_dir / source.name / gue_report.CHECKS_FILE, checks + "\n")
+            checks = check_data(data, source.task)
+            if found := flaws(checks):
+                accelerator.print(f"Warning: {found}")
+            checks_file = args.output_dir / source.name / gue_report.CHECKS_FILE
+            write_whole(checks_file, json.dumps(checks, indent=2) + "\n")
         task = encode(data, tokenizer, args.max_seq_length, positions, args.kmer, args.reverse_complement)
         for seed, arguments in runs[source.name].items():
             run(args, accelerator, source, data, task, tokenizer, seed, arguments, pusher, sigterm, not is_first)

@@ -84,6 +84,7 @@ def start(kind: Kind, arguments: list[str], log: Path) -> list[int]:
     for rank in range(kind.processes):
         if child := os.fork():
             processes.append(child)
+            os.setpgid(child, processes[0])  # before it can be killed; and by itself before it has children
             continue
         os.setpgid(0, processes[0] if processes else 0)
         with log.open("a") as file:

@@ -13,6 +13,7 @@ from dnabert2.files import write_whole
 
 
 LATEST = "latest"
+MOST_NAMED = 8  # differences in a message
 ARGUMENTS_FILE = "arguments.json"  # of the run in a folder, from its first step on
 
 # Arguments that may differ when a run is resumed: they change neither the weights nor the losses.
@@ -47,7 +48,8 @@ def refuse_other_arguments(where: Path, saved: dict, given: dict):
     """Raises UsageError if the run of a folder or checkpoint had other arguments than this one; names them."""
     changed = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key))
     if changed:
-        differences = "; ".join(f"--{key} was {saved.get(key)}, is {given.get(key)}" for key in changed)
+        differences = "; ".join(f"--{key} was {saved.get(key)}, is {given.get(key)}" for key in changed[:MOST_NAMED])
+        differences += f"; and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
         raise UsageError(
             f"{where} is of another run ({differences}): give its arguments, or name another --output_dir"
         )
