@@ -17,12 +17,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import run_gue
 import run_mlm
@@ -90,6 +92,7 @@ def start(kind: Kind, arguments: list[str], log: Path) -> list[int]:
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        tqdm.set_lock(threading.RLock())  # its own is one for all that are forked, and dies with who holds it
         os.environ |= {"ACCELERATE_USE_CPU": "true"}
         if kind.processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(kind.processes)}

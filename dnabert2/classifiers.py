@@ -26,7 +26,7 @@ from dnabert2 import checkpoints
 from dnabert2.encoding import position_limit
 from dnabert2.errors import UsageError
 from dnabert2.labelled import TaskData
-from dnabert2.loading import errors_name, fastest_attention, is_trusted, new_model, refuse_other_shapes, set_attention
+from dnabert2.loading import errors_name, fastest_attention, is_trusted, new_model, refuse_misfits, set_attention
 
 
 HEADS = ("pooler", "classifier", "score")  # as models name what stands on top of their encoder
@@ -92,7 +92,7 @@ def new_classifier(
         raise UsageError(f"{name} is an adapter: train on its base, or on what --merge_adapter has saved")
     model, info = _load(name, args.trust_remote_code, is_quiet, ignore_mismatched_sizes=True, **labels)
     of_heads = {key for key in info["mismatched_keys"] if set(HEADS) & set(key[0].split("."))}
-    refuse_other_shapes(name, info["mismatched_keys"] - of_heads)
+    refuse_misfits(name, info["mismatched_keys"] - of_heads, info["unexpected_keys"])
     if of_heads:
         raise UsageError(f"{name} is a classifier of other labels than the task's: give the model that it came from")
     prefix = f"{model.base_model_prefix}."

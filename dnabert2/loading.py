@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,8 +92,19 @@ def new_model(
         return auto_class.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def refuse_other_shapes(name_or_path: str | Path, mismatched: Iterable[tuple]):
-    """Raises UsageError if there are any: (name, shape of the file, shape of the model)."""
+def refuse_misfits(name_or_path: str | Path, mismatched: Iterable[tuple], unexpected: Iterable[str]):
+    """
+    Raises UsageError where weights and config.json are not of one model.
+
+    Args:
+        mismatched: (name, shape in the file, shape in the model) of what was left out of the model for its shape.
+        unexpected: names in the file that the model has not. A head may be, or a pooler, but no layer.
+    """
+    for name in sorted(unexpected):
+        if re.search(r"\blayers?\.\d+\.", name):
+            raise UsageError(
+                f"{name_or_path}: config.json wants fewer layers than its weights have, which hold {name}"
+            )
     for name, stored, wanted in sorted(mismatched):
         raise UsageError(
             f"{name_or_path}: {len(mismatched)} of its weights have another shape than its config.json wants, as "
@@ -118,7 +130,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # named here: transformers refers to a report
         )
-    refuse_other_shapes(name_or_path, loading["mismatched_keys"])
+    refuse_misfits(name_or_path, loading["mismatched_keys"], loading["unexpected_keys"])
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"{name_or_path} lacks {len(missing)} of this model's weights, as {missing[0]}: they would be drawn at "

@@ -14,6 +14,7 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +25,14 @@ import mlm_runs
 import pytest
 import torch
 from models import ROOT
+from safetensors import SafetensorError
 from test_convert import release
+from test_handler import serve
+from transformers import AutoModelForMaskedLM
 
 import train_tokenizer
 from dnabert2 import convert
-from dnabert2.errors import run_script
+from dnabert2.errors import UsageError, run_script
 
 
 DRAW = random.Random(1)
@@ -208,6 +212,9 @@ CASES = {  # a line each
     "a tokenizer larger than the model to fine-tune": Case("gue", base(more_tokens), ["the tokenizer has 4097 tokens", "4096"]),
     "weights of other shapes": Case("mlm", base(config(hidden_size=64)), ["base", "of its weights have another shape", "not of one model"]),
     "weights of other shapes to fine-tune": Case("gue", base(config(hidden_size=64)), ["base", "of its weights have another shape"]),
+    "more layers than weights": Case("mlm", base(config(num_hidden_layers=3)), ["base lacks", "encoder.layer.2."]),
+    "fewer layers than weights": Case("mlm", base(config(num_hidden_layers=1)), ["base: config.json wants fewer layers", "encoder.layer.1."]),
+    "fewer layers than weights to fine-tune": Case("gue", base(config(num_hidden_layers=1)), ["base: config.json wants fewer layers"]),
     "safetensors cut": Case("mlm", base(cut("model.safetensors")), ["base: its safetensors are damaged", "get them again"]),
     "safetensors cut to fine-tune": Case("gue", base(cut("model.safetensors")), ["base: its safetensors are damaged"]),
     "safetensors empty": Case("gue", base(cut("model.safetensors", 0)), ["base"]),
@@ -241,6 +248,37 @@ CASES = {  # a line each
 }  # fmt: skip
 
 
+# what is done to a model's folder; what from_pretrained, and the handler, then say
+MODELS = {
+    "heads that do not divide": (config(num_attention_heads=5), "hidden_size (32) must be a multiple of num_attention_heads (5)"),
+    "a size of zero": (config(hidden_size=0), "hidden_size must be a whole number of at least 1, got 0"),
+    "a size that is a word": (config(hidden_size="big"), "hidden_size must be a whole number of at least 1, got 'big'"),
+    "a negative rate": (config(hidden_dropout_prob=-1), "hidden_dropout_prob must be from 0 to 1, got -1"),
+    "a negative epsilon": (config(layer_norm_eps=-1), "layer_norm_eps must be above 0, got -1"),
+    "padding beyond the vocabulary": (config(pad_token_id=4096), "pad_token_id must be from 0 to vocab_size - 1, got 4096"),
+    "an activation that there is not": (config(hidden_act="nope"), "hidden_act must be one of gelu"),
+    "weights of other shapes": (config(hidden_size=64), "ignore_mismatched_sizes"),
+    "another vocabulary": (config(vocab_size=100), "ignore_mismatched_sizes"),
+    "safetensors cut": (cut("model.safetensors"), "incomplete metadata, file not fully covered"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "weights that are code": (pickled, "Weights only load failed"),
+    "weights that are code in an old pickle": (old_pickled, "Weights only load failed"),
+    "another model_type": (config(model_type="nonsense", auto_map={}), "model type `nonsense`"),
+    "config.json cut": (cut("config.json"), "config.json' is not a valid JSON file"),
+    "config.json of a list": (lambda folder: (folder / "config.json").write_text("[1]"), "Should have a `model_type` key"),
+}  # fmt: skip
+SERVED = {  # from_pretrained warns of the first two, as transformers' models do
+    "more layers than weights": (config(num_hidden_layers=3), "the weights are not, or not all, those of config.json"),
+    "fewer layers than weights": (
+        config(num_hidden_layers=1),
+        "the weights are not, or not all, those of config.json",
+    ),
+    "more tokens than the model": (more_tokens, "the tokenizer has 4097 tokens, which is more than the model's"),
+    "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "okenizer"),
+    "no task": (config(architectures=["DNABert2ForTokenClassification"]), "only *ForMaskedLM"),
+}
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """Good ones: sequences, a task, a base."""
@@ -271,9 +309,11 @@ def start(script: str, folder: Path, options: dict, monkeypatch):
         gue_runs.run_here(monkeypatch, *gue_runs.command(**options))
     else:
         options = {"train_file": folder / "good.fa", "output_dir": out, "vocab_size": 12} | options
-        parts = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        parts = [
+            str(part) for name, value in options.items() for part in (f"--{name}", value)[: 1 + (value is not True)]
+        ]
         if script == "convert":
-            parts = [str(folder / "released"), str(out)]
+            parts = [str(folder / "released"), str(out), *["--debug"] * ("debug" in options)]
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [script, *parts])
             run_script((train_tokenizer if script == "tokenizer" else convert).main)
@@ -300,3 +340,39 @@ def test_each_ends_in_one_line_or_goes_on_with_a_warning(case, inputs, tmp_path,
     assert not (folder / "was_run").exists()
     after = contents(folder)
     assert {path: after.get(path) for path in before} == before
+
+
+@pytest.mark.parametrize("spoil, told", (MODELS | SERVED).values(), ids=MODELS | SERVED)
+def test_a_model_that_is_none_is_not_loaded(inputs, tmp_path, monkeypatch, request, spoil, told):
+    folder = shutil.copytree(inputs / "base", tmp_path / "base")
+    shutil.copy(ROOT / "handler.py", folder)
+    monkeypatch.chdir(tmp_path)
+    spoil(folder)
+    if any(change is spoil for change, _ in MODELS.values()):
+        with pytest.raises((OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)) as error:
+            AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
+        assert told in str(error.value)
+    with pytest.raises((OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)) as error:
+        serve(folder)
+    assert told in str(error.value) and not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("script", ["tokenizer", "mlm", "gue", "convert"])
+def test_debug_shows_the_trace(inputs, tmp_path, monkeypatch, script):
+    folder = shutil.copytree(inputs, tmp_path / "inputs")
+    monkeypatch.chdir(folder)
+    options = {"train_file": "absent.fa"} if script in ("tokenizer", "mlm") else {"data_dir": "absent"}
+    with pytest.raises(UsageError):
+        start(script, folder, options | {"debug": True}, monkeypatch)
+
+
+def test_a_process_of_its_own_ends_in_one_line(tmp_path):
+    """Of the other scripts: test_run_mlm_refusals.py, test_train_tokenizer.py, test_convert.py."""
+    command = [sys.executable, ROOT / "run_gue.py", "--model_name_or_path", ".", "--output_dir", tmp_path / "out"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    command = [*map(str, command), "--data_dir", "absent"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr.splitlines()[-1] == "error: --data_dir absent: no such folder" and "Traceback" not in done.stderr
+    )
