@@ -92,7 +92,6 @@ def start(kind: Kind, arguments: list[str], log: Path) -> list[int]:
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        tqdm.set_lock(threading.RLock())  # its own is one for all that are forked, and dies with who holds it
         os.environ |= {"ACCELERATE_USE_CPU": "true"}
         if kind.processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(kind.processes)}
@@ -242,6 +241,8 @@ def main():
     args.folder = args.folder.absolute()
     args.folder.mkdir(parents=True)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared with all that are forked, and dies with who holds it
+    tqdm.monitor_interval = 0
     run_gue.remove_state = lambda folder: None  # the last optimiser's state is to be compared
     StreamingLoader.__init__.__kwdefaults__["block_tokens"] = STREAM_BLOCK
     prepare(args.folder)
