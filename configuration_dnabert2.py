@@ -66,6 +66,10 @@ class DNABert2Config(PreTrainedConfig):
             rate = getattr(self, name)
             if not (rate is None and name == "classifier_dropout") and not 0 <= rate <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {rate!r}")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps must be above 0, got {self.layer_norm_eps!r}")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id must be from 0 to vocab_size - 1, got {self.pad_token_id!r}")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:

@@ -132,18 +132,19 @@ class EndpointHandler:
     def __init__(self, path: str = ""):
         path = path or str(Path(__file__).parent)
         architecture = (AutoConfig.from_pretrained(path, trust_remote_code=True).architectures or ["none"])[0]
-        endings = [ending for ending in AUTO_CLASSES if architecture.endswith(ending)]
-        if not endings:
-            raise ValueError(
-                f"{path}: only *{', *'.join(AUTO_CLASSES)} are served; its architecture is {architecture}"
-            )
+        if not (endings := [ending for ending in AUTO_CLASSES if architecture.endswith(ending)]):
+            raise ValueError(f"{path}: only *{', *'.join(AUTO_CLASSES)} are served, and it is a {architecture}")
         self.head = endings[0]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         has_bf16 = self.device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
         self.attention = "flash_attention_2" if has_bf16 and is_flash_attn_2_available() else "sdpa"
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
         options = {"dtype": torch.bfloat16 if has_bf16 else torch.float32, "attn_implementation": self.attention}
-        self.model = AUTO_CLASSES[self.head].from_pretrained(path, trust_remote_code=True, **options)
+        options |= {"trust_remote_code": True, "output_loading_info": True}
+        self.model, info = AUTO_CLASSES[self.head].from_pretrained(path, **options)
+        missing = [name for name in info["missing_keys"] if self.head != "Model" or "pooler" not in name]
+        if missing or any("encoder.layer" in name for name in info["unexpected_keys"]):
+            raise ValueError(f"{path}: the weights are not, or not all, those of config.json")
         if len(self.tokenizer) > self.model.config.vocab_size:
             raise ValueError(f"{path}: the tokenizer has {len(self.tokenizer)} tokens, which is more than the model's")
         self.model.eval().to(self.device)

@@ -6,7 +6,8 @@
 The recipe of each dataset is the published one (dnabert2/gue.py), unless flags say otherwise. Left in --output_dir:
 TASK/seed-SEED/ with all_results.json, predictions.csv, metrics.jsonl and the model (--save_model); gue_results.md,
 .json and .png. Given again, the command keeps the runs that are finished; one that was interrupted goes on from its
-last state (--checkpointing_steps) or begins anew, and ends the same.
+last state (--checkpointing_steps) or begins anew, and ends the same. SIGTERM has it write its state at the end of the
+step (with several processes of the next tenth) and end with status 143.
 """
 
 import json
@@ -23,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dnabert2 import classifiers, cuda_graphs, gue_report
 from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, MetricsFile
-from dnabert2.data_checks import check_data
+from dnabert2.data_checks import check_data, flaws
 from dnabert2.encoding import EncodedTask, encode
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
@@ -45,6 +46,7 @@ from dnabert2.padding import Collator, length_multiple
 from dnabert2.predictions import PREDICTIONS_FILE, make_folder, predict_file, write_predictions
 from dnabert2.run_records import hub_names
 from dnabert2.run_state import RunState, arguments_of_state, remove_state
+from dnabert2.stopping import Sigterm
 
 
 # What decides the scores of a run, with its recipe, data and seed.
@@ -125,6 +127,7 @@ def run(
     seed: int,
     arguments: dict,
     pusher: Pusher,
+    sigterm: Sigterm,
     is_quiet: bool,
 ):
     """One dataset, one seed: fine-tunes, predicts test once, and writes the run's folder, its results last."""
@@ -160,7 +163,7 @@ def run(
     # precision, device and compiler are Accelerate's; DDP is not used, see `finetuning.sum_gradients`
     model = accelerator.prepare_model(model, evaluation_mode=True)
     eval_batch = eval_batch_size(args, accelerator.device.type, task.max_seq_length)
-    state = RunState(accelerator, folder, arguments, args.checkpointing_steps)
+    state = RunState(accelerator, folder, arguments, args.checkpointing_steps, sigterm)
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -266,6 +269,7 @@ def main():
     finished = len(sources) * len(args.seeds) - to_do
     accelerator.print(f"{len(sources)} task(s), {len(args.seeds)} seed(s): {finished} finished, {to_do} to do")
     check_recipes(args, accelerator, [source for source in sources if runs[source.name]])
+    sigterm = Sigterm()
     is_first = True
     tokenizer, positions = None, None
     for source in sources:
@@ -278,11 +282,14 @@ def main():
         data = source.load()
         if accelerator.is_main_process:
             make_folder(args.output_dir / source.name)
-            checks = json.dumps(check_data(data, source.task), indent=2)
-            write_whole(args.output_dir / source.name / gue_report.CHECKS_FILE, checks + "\n")
+            checks = check_data(data, source.task)
+            if found := flaws(checks):
+                accelerator.print(f"Warning: {found}")
+            checks_file = args.output_dir / source.name / gue_report.CHECKS_FILE
+            write_whole(checks_file, json.dumps(checks, indent=2) + "\n")
         task = encode(data, tokenizer, args.max_seq_length, positions, args.kmer, args.reverse_complement)
         for seed, arguments in runs[source.name].items():
-            run(args, accelerator, source, data, task, tokenizer, seed, arguments, pusher, is_quiet=not is_first)
+            run(args, accelerator, source, data, task, tokenizer, seed, arguments, pusher, sigterm, not is_first)
             is_first = False
     if accelerator.is_main_process:
         gue_report.write_report(args.output_dir)

@@ -5,6 +5,11 @@
 The defaults are the paper's recipe (arXiv 2306.15006): 500,000 steps of 4,096 sequences of 128 tokens. Precision and
 processes are chosen by `accelerate launch --mixed_precision bf16 --num_processes 2`, or by a file of configs/. Left in
 --output_dir: the model, checkpoint-STEP folders (each a loadable model), metrics.jsonl and all_results.json.
+
+The same command again goes on with a run that was interrupted, and does nothing for one that is finished. SIGTERM has
+it write a checkpoint at the end of the step (with several processes of the next tenth) and end with status 143. A step
+whose loss or gradients are not finite is skipped, its data and its place in the schedule with it, and counted
+(skipped_steps); five in a row end the run.
 """
 
 import contextlib
@@ -21,9 +26,22 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from dnabert2 import batches, checkpoints, curves, hub, loading, run_records, throughput, training_data, validation
+from dnabert2 import (
+    batches,
+    checkpoints,
+    curves,
+    hub,
+    loading,
+    resuming,
+    run_records,
+    stopping,
+    throughput,
+    training_data,
+    validation,
+)
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
+from dnabert2.finite_steps import FiniteSteps, refuse_broken_weights
 from dnabert2.mlm_arguments import check_args, parse_args, set_schedule
 
 
@@ -77,13 +95,6 @@ def refuse_missing_trackers(report_to: str):
         raise UsageError(f"--report_to {report_to}: not installed; there is {', '.join(available) or 'none'}")
 
 
-def refuse_broken_weights(step: int, loss: torch.Tensor, grad_norm: torch.Tensor, mixed_precision: str):
-    """Raises UsageError if loss or gradients are not finite; such gradients alone are skipped by fp16's scaler."""
-    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-        if not math.isfinite(value.item()) and (name == "loss" or mixed_precision != "fp16"):
-            raise UsageError(f"the {name} is {value.item()} at step {step}: lower --learning_rate")
-
-
 def main():
     args = parse_args(__doc__)
     if args.with_tracking:
@@ -110,12 +121,12 @@ def main():
     args.attn_implementation = args.attn_implementation or loading.fastest_attention(
         accelerator.device.type, accelerator.mixed_precision
     )
-    arguments = checkpoints.arguments_of_run(args) | {"mixed_precision": accelerator.mixed_precision}
-    checkpoint = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    state = {"step": 0}
-    if checkpoint:
-        state = checkpoints.read_state(checkpoint)
-        checkpoints.refuse_other_arguments(checkpoint, state["arguments"], arguments)
+    arguments = resuming.arguments_of_run(args) | {"mixed_precision": accelerator.mixed_precision}
+    checkpoint, is_finished = resuming.find_run(args.output_dir, args.resume_from_checkpoint, arguments)
+    if is_finished:
+        accelerator.print(f"{args.output_dir} holds this run, finished: nothing to do. To train anew name another")
+        return
+    state = checkpoints.read_state(checkpoint) if checkpoint else {"step": 0}
     pusher = hub.Pusher(args, accelerator.is_main_process)
     set_seed(args.seed)
 
@@ -172,6 +183,9 @@ def main():
             # what was logged after the checkpoint comes again
             init_kwargs={"tensorboard": {"purge_step": state["step"] + 1}} if checkpoint else {},
         )
+    accelerator.wait_for_everyone()  # all have looked before anything is written
+    if accelerator.is_main_process:
+        resuming.save_arguments(args.output_dir, arguments)
     metrics = checkpoints.MetricsFile(args.output_dir / checkpoints.METRICS_FILE, state["step"], accelerator)
     progress = tqdm(
         total=args.max_train_steps,
@@ -185,6 +199,8 @@ def main():
         metrics.write(step=0, tokens=0, **scores)
         accelerator.log(scores, step=0)
     table = {}
+    finite_steps = FiniteSteps(accelerator, optimizer, state.get("skipped_steps", 0))
+    sigterm = stopping.Sigterm()
     meter.start()
     first_step = state["step"]
     for step in range(first_step, args.max_train_steps):
@@ -194,7 +210,7 @@ def main():
         loss = training_step(accelerator, model, [batches.cut_windows(batch, length) for batch in drawn])
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-        optimizer.step()
+        finite_steps.step(loss, grad_norm)
         optimizer.zero_grad()
         learning_rate = scheduler.get_last_lr()[0]
         scheduler.step()
@@ -203,18 +219,22 @@ def main():
 
         done = step + 1
         is_last = done == args.max_train_steps
-        is_saved = args.checkpointing_steps and done % args.checkpointing_steps == 0
+        is_stopping = sigterm.is_stopping(accelerator, done) and not is_last
+        is_saved = is_stopping or (args.checkpointing_steps and done % args.checkpointing_steps == 0)
         is_logged = is_last or done % args.logging_steps == 0
         if is_logged or is_saved:
-            refuse_broken_weights(done, loss, grad_norm, accelerator.mixed_precision)
+            skipped, is_skipped = finite_steps.look(done, is_last, args.output_dir)
+            state |= {"skipped_steps": skipped} if skipped else {}
+            is_saved = is_saved and not is_skipped  # weights that may be broken are no checkpoint
         outlook = meter.outlook(done - first_step, args.max_train_steps - done, loss)
         if outlook and accelerator.is_main_process:
             progress.write(outlook)
         values = {}
         if is_logged:
             values = {"loss": loss.item(), "learning_rate": learning_rate, "grad_norm": grad_norm.item()}
-            values |= meter.read()
-            progress.set_postfix(loss=f"{values['loss']:.3f}", tokens_s=f"{values['tokens_per_second']:,.0f}")
+            progress.set_postfix(loss=f"{values['loss']:.3f}")
+            values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no others
+            values |= meter.read() | ({"skipped_steps": skipped} if skipped else {})
         with meter.paused():
             if len(validation_set) and (is_last or (args.eval_steps and done % args.eval_steps == 0)):
                 table = validation.validate(accelerator, model, validation_loader, data.validation)
@@ -223,7 +243,7 @@ def main():
                     progress.write(f"Step {done:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
                 values |= scores
                 if not math.isfinite(scores.get("validation_loss", 0.0)):
-                    raise UsageError(f"the weights broke at step {done}: lower --learning_rate")
+                    refuse_broken_weights(f"the validation loss is not finite at step {done}", args.output_dir)
             if values:
                 values = {"tokens": done * meter.tokens_a_step, **values}
                 metrics.write(step=done, **values)
@@ -235,6 +255,11 @@ def main():
                 pusher.push_checkpoint(folder)
                 if accelerator.is_main_process:
                     checkpoints.prune_checkpoints(folder, args.save_total_limit)
+        if is_saved and is_stopping:
+            progress.close()
+            accelerator.print(f"Stopped by SIGTERM: {folder} is where the same command goes on")
+            accelerator.end_training()
+            raise SystemExit(stopping.STATUS)
     progress.close()
 
     checkpoints.save_final_model(accelerator, model, tokenizer, args.output_dir)

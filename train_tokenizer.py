@@ -1,6 +1,6 @@
 """Trains a BPE vocabulary of DNA on sequence files and writes a tokenizer that `AutoTokenizer` loads.
 
-    python train_tokenizer.py --train_file genomes/ --output_dir bpe_tokenizer
+    python train_tokenizer.py --train_file genomes/ --output_dir my_tokenizer
 
 The output folder gets tokenizer.json, tokenizer_config.json, report.md (what it was
 trained on and how well it does on sequence it never saw) and token_lengths.png.
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.files import write_whole
 from dnabert2.sequences import expand_files, file_sha256
 from dnabert2.tokenization import (
@@ -95,6 +95,7 @@ def parse_arguments() -> argparse.Namespace:
         "vocabulary (default: 5)",
     )
     parser.add_argument("--seed", type=int, default=42, help="chooses the pieces; same seed, same bytes (default: 42)")
+    add_debug(parser)
     arguments = parser.parse_args()
     if arguments.vocab_size <= SMALLEST_VOCABULARY:
         raise UsageError(
@@ -251,6 +252,8 @@ def main() -> None:
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output_dir {arguments.output_dir} cannot be made: {error.strerror}") from error
+    if (arguments.output_dir / "tokenizer.json").exists():
+        raise UsageError(f"--output_dir {arguments.output_dir} holds a tokenizer already: name another folder")
 
     paths = tqdm(expand_files(arguments.train_file), desc="Counting bases", unit="file")
     files = [count_file(path, arguments.seed) for path in paths]

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
+from dnabert2.stopping import ignore_sigterm
 from dnabert2.windows import Windows
 
 
@@ -230,6 +231,7 @@ def training_loader(dataset: MaskedWindows, sampler: StepSampler, num_workers: i
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=8 if num_workers else None,
+        worker_init_fn=ignore_sigterm,
     )
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from dnabert2 import classifiers
 from dnabert2.encoding import kmers
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.gue_report import read_json
 from dnabert2.labelled import REGRESSION
 from dnabert2.loading import errors_name, load_tokenizer
@@ -186,6 +186,7 @@ def main():
     parser.add_argument("repo", help="user/name, where it is to go")
     parser.add_argument("--base_model", help="Hub name of the model that this one was trained from")
     parser.add_argument("--gue_results", type=Path, help="--output_dir of run_gue.py with this model")
+    add_debug(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as release:
         assemble(args.folder, Path(release), args.base_model)

@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 import uuid
-from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -17,14 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dnabert2.errors import UsageError
-from dnabert2.files import publish
+from dnabert2.files import PRUNED, publish, sync
 
 
 STATE_FILE = "run_state.json"  # not the name that transformers' Trainer gives its own
 OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "all_results.json"  # a run that has it is finished
-PRUNED = ".pruned.tmp-"  # in the name of a folder that is being removed; one being written has another: .tmp
 
 
 def whole_checkpoints(output_dir: Path) -> list[Path]:
@@ -102,11 +103,13 @@ def save_final_model(accelerator: Accelerator, model, tokenizer: PreTrainedToken
     temporary = output_dir / "model.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)  # of a run killed right here
-    save_model(accelerator, model, tokenizer, temporary)
-    if accelerator.is_main_process:
-        for path in temporary.iterdir():
-            path.replace(output_dir / path.name)
-        temporary.rmdir()
+    with writing(output_dir):
+        save_model(accelerator, model, tokenizer, temporary)
+        if accelerator.is_main_process:
+            sync(temporary)
+            for path in temporary.iterdir():
+                path.replace(output_dir / path.name)
+            temporary.rmdir()
 
 
 def save_optimizer(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
@@ -155,13 +158,14 @@ def save_checkpoint(
     temporary = folder.with_name(f"{folder.name}.tmp")
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
-    save_model(accelerator, model, tokenizer, temporary)
-    save_optimizer(accelerator, model, optimizer, temporary)
-    if accelerator.is_main_process:
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # fp16 alone has one
-        state = state | {"scheduler": scheduler.state_dict(), "scaler": scaler}
-        (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
-        publish(temporary, folder)
+    with writing(folder.parent):
+        save_model(accelerator, model, tokenizer, temporary)
+        save_optimizer(accelerator, model, optimizer, temporary)
+        if accelerator.is_main_process:
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # fp16 alone has one
+            state = state | {"scheduler": scheduler.state_dict(), "scaler": scaler}
+            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
+            publish(temporary, folder)
     accelerator.wait_for_everyone()
 
 
@@ -182,75 +186,26 @@ def load_checkpoint(
         accelerator.scaler.load_state_dict(state["scaler"])
 
 
-# Arguments that may differ when a run is resumed: they change neither the weights nor the losses.
-FREE_ON_RESUME = {
-    "output_dir",
-    "resume_from_checkpoint",
-    "checkpointing_steps",
-    "save_total_limit",
-    "logging_steps",
-    "eval_steps",
-    "per_device_eval_batch_size",
-    "dataloader_num_workers",
-    "cache_dir",
-    "with_tracking",
-    "report_to",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_token",  # of no file at all
-    "hub_private_repo",
-    "hub_strategy",
-}
-
-
-def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
-    """
-    The checkpoint to go on from, or None for a new run; makes the output folder.
-
-    Raises:
-        UsageError: for something else than a checkpoint, for an output folder with a run nobody asked to resume, and
-            for one that cannot be made.
-    """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output_dir {output_dir} is no folder and cannot become one: {error.strerror}") from error
-    if resume_from_checkpoint is None:
-        if (output_dir / METRICS_FILE).exists():
-            raise UsageError(
-                f"{output_dir} holds a run already: add --resume_from_checkpoint latest, or name another --output_dir"
-            )
-        return None
-    if resume_from_checkpoint == "latest":
-        checkpoint = latest_checkpoint(output_dir)
-        if checkpoint is None and (output_dir / RESULTS_FILE).exists():
-            raise UsageError(f"{output_dir} holds a finished run without checkpoints: name another --output_dir")
-        return checkpoint
-    checkpoint = Path(resume_from_checkpoint)
-    if not (checkpoint / STATE_FILE).is_file():
-        raise UsageError(f"--resume_from_checkpoint {checkpoint}: no checkpoint, {STATE_FILE} is missing there")
-    return checkpoint
-
-
-def arguments_of_run(arguments: Namespace) -> dict:
-    """The arguments that decide a run's result, as JSON holds them."""
-    values = {key: value for key, value in vars(arguments).items() if key not in FREE_ON_RESUME}
-    return json.loads(json.dumps(values, default=str))
-
-
-def refuse_other_arguments(checkpoint: Path, saved: dict, given: dict):
-    """Raises UsageError if a checkpoint's run had other arguments than this one; names the differences."""
-    changed = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key))
-    if changed:
-        differences = "; ".join(f"--{key} was {saved.get(key)}, is {given.get(key)}" for key in changed)
-        raise UsageError(f"{checkpoint} is of another run ({differences}): give its arguments, or start a new run")
-
-
 def read_state(checkpoint: Path) -> dict:
     try:
         return json.loads((checkpoint / STATE_FILE).read_text())
-    except ValueError as error:  # JSON's or Unicode's
+    except (OSError, ValueError) as error:  # JSON's or Unicode's
         raise UsageError(f"{checkpoint / STATE_FILE} is damaged ({error}): resume from another checkpoint") from error
+
+
+@contextmanager
+def writing(output_dir: Path) -> Iterator[None]:
+    """Turns what a full or failing disk raises into a UsageError that says what a run can go on from."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        for folder in output_dir.glob("*.tmp"):  # half written; on a full disk the room is wanted
+            shutil.rmtree(folder, ignore_errors=True)
+        last = latest_checkpoint(output_dir)
+        state = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise UsageError(
+            f"{output_dir} cannot be written: {error}; {state}: make room there and give the command again"
+        ) from error
 
 
 class MetricsFile:
@@ -262,7 +217,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, last_step: int, accelerator: Accelerator):
-        self.last, self.file = {}, None
+        self.last, self.file, self.folder = {}, None, path.parent
         if not accelerator.is_main_process:
             return
         text = path.read_text() if last_step and path.exists() else ""
@@ -276,5 +231,6 @@ class MetricsFile:
     def write(self, **values):
         self.last |= values
         if self.file:
-            self.file.write(json.dumps(values) + "\n")
-            self.file.flush()
+            with writing(self.folder):
+                self.file.write(json.dumps(values) + "\n")
+                self.file.flush()

@@ -26,7 +26,7 @@ from dnabert2 import checkpoints
 from dnabert2.encoding import position_limit
 from dnabert2.errors import UsageError
 from dnabert2.labelled import TaskData
-from dnabert2.loading import errors_name, fastest_attention, is_trusted, new_model, set_attention
+from dnabert2.loading import errors_name, fastest_attention, is_trusted, new_model, refuse_misfits, set_attention
 
 
 HEADS = ("pooler", "classifier", "score")  # as models name what stands on top of their encoder
@@ -91,7 +91,9 @@ def new_classifier(
     if is_adapter(name):
         raise UsageError(f"{name} is an adapter: train on its base, or on what --merge_adapter has saved")
     model, info = _load(name, args.trust_remote_code, is_quiet, ignore_mismatched_sizes=True, **labels)
-    if info["mismatched_keys"]:
+    of_heads = {key for key in info["mismatched_keys"] if set(HEADS) & set(key[0].split("."))}
+    refuse_misfits(name, info["mismatched_keys"] - of_heads, info["unexpected_keys"])
+    if of_heads:
         raise UsageError(f"{name} is a classifier of other labels than the task's: give the model that it came from")
     prefix = f"{model.base_model_prefix}."
     if missing := [key for key in info["missing_keys"] if key.startswith(prefix) and "pooler" not in key.split(".")]:

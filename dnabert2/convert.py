@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCardData
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -28,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.files import whole_folder
 from dnabert2.loading import ROOT, errors_name
 from dnabert2.released_files import fetch, read_json, read_pad_token_id, read_weights
@@ -87,11 +86,8 @@ def read_config(file: Path) -> tuple[PreTrainedConfig, list[str]]:
         if isinstance(value, int) and abs(value) > LARGEST:
             raise UsageError(f"{file}: {key} is {value}: no model of this kind has such a size")
     values |= {"auto_map": root.auto_map, "name_or_path": str(ROOT)}
-    try:
-        with errors_name(file):
-            config = type(root)(**{"pad_token_id": 0} | values)  # BERT's default, which the release goes by
-    except (TypeError, AttributeError, StrictDataclassError) as error:
-        raise UsageError(f"{file}: has a value of a wrong type: {' '.join(str(error).split())}") from error
+    with errors_name(file):
+        config = type(root)(**{"pad_token_id": 0} | values)  # BERT's default, which the release goes by
     return config, sorted(released.keys() - known - OURS)
 
 
@@ -223,11 +219,11 @@ def convert(source: str, output: Path, revision: str | None = None) -> str:
 def written(output: Path) -> Iterator[Path]:
     """`whole_folder`, with a UsageError where it cannot be written, as on a full disk."""
     try:
-        with errors_name(output), whole_folder(output) as folder:
+        with whole_folder(output) as folder:
             yield folder
             if output.exists():
                 output.rmdir()  # it was empty, and is not if this fails
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(f"{output}: {error}") from error
 
 
@@ -250,6 +246,7 @@ def main():
     parser.add_argument("source", help="a folder, or a name on the Hub")
     parser.add_argument("output", type=Path, help="the new folder")
     parser.add_argument("--revision", help="of the Hub: a branch, tag or commit")
+    add_debug(parser)
     args = parser.parse_args()
     print(convert(args.source, args.output, args.revision))
 

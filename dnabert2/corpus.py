@@ -65,6 +65,10 @@ class Corpus:
     def total(self, key: str) -> int:
         return sum(summary[key] for summary in self.files)
 
+    def left_over(self) -> int:
+        """Tokens that are in no window: what is less than one at the end of a species."""
+        return self.total("tokens") - int(sum(self.token_counts(split).sum() for split in SPLITS))
+
     def token_counts(self, split: str) -> np.ndarray:
         """How often each token occurs in a split, (vocab_size,)."""
         return np.sum([summary["token_counts"][split] for summary in self.files], axis=0)

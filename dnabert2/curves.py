@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import Formatter, MaxNLocator
 
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.files import write_whole
 
 
@@ -289,6 +289,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder", nargs="+", type=Path, help="--output_dir of a run of run_mlm.py")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="picture (default: curves.png)")
+    add_debug(parser)
     args = parser.parse_args()
     draw_curves(args.run_folder, args.output)
     print(f"Drawn to {args.output}")

@@ -56,6 +56,17 @@ def check_data(data: TaskData, task: Task | None = None) -> dict:
     }
 
 
+def flaws(check: dict) -> str | None:
+    """What a report says of rows that come twice, in words; None if none do."""
+    splits = check["splits"].items()
+    counts = [(split["duplicates"], f"rows of {name} stand in it before") for name, split in splits]
+    counts += [(split["two_labels"], f"sequences of {name} have rows of different labels") for name, split in splits]
+    shared = check["overlaps"].items()
+    counts += [(overlap["rows"], f"rows of {name.replace('/', ' are in ')}") for name, overlap in shared]
+    found = [f"{count:,} {what}" for count, what in counts if count]
+    return f"{check['name']}: {', '.join(found)}" if found else None
+
+
 def _keys(split: Split) -> list[tuple[str, ...]]:
     return [*zip(*filter(None, (split.sequences, split.pairs)), strict=True)]
 

@@ -1,6 +1,8 @@
 """What a user can mend, told in one line without a stack trace."""
 
+import signal
 import sys
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable
 
 
@@ -8,9 +10,24 @@ class UsageError(ValueError):
     """Wrong arguments or unusable input: the message says which, where, and what to do."""
 
 
+def add_debug(parser: ArgumentParser):
+    """The flag that `run_script` looks for; among the arguments only if it is given."""
+    parser.add_argument(
+        "--debug", action="store_true", default=SUPPRESS, help="end an error with its stack trace, not with one line"
+    )
+
+
 def run_script(main: Callable[[], None]):
-    """Runs a script's `main`; a UsageError ends it with one line on stderr and exit status 1."""
+    """
+    Runs a script's `main`. A UsageError, and what the operating system refuses, as a file or a full disk, ends it with
+    one line on stderr and exit status 1; with --debug they are raised.
+    """
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         main()
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    except (UsageError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    finally:
+        signal.signal(signal.SIGTERM, at_sigterm)

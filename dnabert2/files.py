@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+PRUNED = ".pruned.tmp-"  # in the name of a folder that is being removed
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """
@@ -23,41 +26,58 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         try:
             os.rename(temporary, folder)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # it is there by now: never to be removed
                 raise
+        _sync_path(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish(temporary: Path, folder: Path):
     """
-    Syncs a folder's files to disk and renames it; an older one of that name gives way only now.
+    Syncs a folder's files to disk and renames it; an older one of that name gives way only now, and whole: killed on
+    the way, a process leaves of that name the older one, none or the new one, and never a part of one.
 
     For one process alone: what another publishes under that name at the same time may be lost.
     """
-    _sync(temporary)
+    sync(temporary)
+    older = folder.with_name(f"{folder.name}{PRUNED}{uuid.uuid4().hex}")
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(older)
     os.replace(temporary, folder)
+    _sync_path(folder.parent)
+    shutil.rmtree(older, ignore_errors=True)
 
 
-def _sync(folder: Path):
+def sync(folder: Path):
     """Has a folder and all that is in it written to the disk."""
-    on_windows = os.name == "nt"
     for path in [*folder.rglob("*"), folder]:
-        if on_windows and path.is_dir():
-            continue  # it cannot be opened there
-        descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)  # to sync is to write, for Windows
+        _sync_path(path)
+
+
+def _sync_path(path: Path):
+    """Of a folder: its names."""
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
+        return  # it cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)  # to sync is to write, for Windows
+    try:
         os.fsync(descriptor)
+    finally:
         os.close(descriptor)
 
 
 def write_whole(path: Path, content: bytes | str):
-    """Writes a file under a temporary name and renames it."""
+    """Writes a file under a temporary name, syncs and renames it. Where that fails, it leaves nothing."""
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync_path(temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

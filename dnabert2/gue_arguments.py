@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from dnabert2 import hub, loading, releases
-from dnabert2.errors import UsageError
+from dnabert2.errors import UsageError, add_debug
 from dnabert2.gue import Recipe
 from dnabert2.labelled import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
@@ -109,9 +109,11 @@ def parse_args(description: str) -> argparse.Namespace:
     output.add_argument(
         "--checkpointing_steps",
         type=int,
-        help="keep a state every so many steps, for an interrupted run to go on from (default: it begins anew)",
+        help="keep a state every so many steps, for a run to go on from that was killed (default: it begins anew, "
+        "unless SIGTERM ended it: then it saves its state and exits with status 143)",
     )
     hub.add_arguments(parser)
+    add_debug(parser)
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 
 from dnabert2 import gue_picture
 from dnabert2.data_checks import checks_markdown
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.files import write_whole
 from dnabert2.gue import GROUPS, TASKS, TASKS_BY_NAME, Task
 from dnabert2.metrics import MAIN_METRIC
@@ -247,6 +247,7 @@ def write_report(folder: Path) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="--output_dir of run_gue.py")
+    add_debug(parser)
     folder = parser.parse_args().folder
     write_report(folder)
     print(folder / MARKDOWN_FILE)

@@ -1,11 +1,15 @@
 """Models and tokenizers for the scripts, always through the `Auto*` classes: the remote code is never imported."""
 
 import json
-from collections.abc import Iterator
+import pickle
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
@@ -28,6 +32,15 @@ def errors_name(source: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # their first line says what, the others how the Hub works
         raise UsageError(f"{source}: {str(error).strip().splitlines()[0]}") from error
+    except SafetensorError as error:
+        raise UsageError(f"{source}: its safetensors are damaged ({error}): get them again") from error
+    except pickle.UnpicklingError as error:  # transformers too reads with weights_only
+        raise UsageError(
+            f"{source}: its weights are a pickle of more than tensors, which could be code: refused, and not run. Get "
+            "model.safetensors"
+        ) from error
+    except (TypeError, AttributeError, StrictDataclassError) as error:  # of what JSON holds
+        raise UsageError(f"{source}: has a value of a wrong type: {' '.join(str(error).split())}") from error
 
 
 def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -79,6 +92,26 @@ def new_model(
         return auto_class.from_config(config, trust_remote_code=trust_remote_code)
 
 
+def refuse_misfits(name_or_path: str | Path, mismatched: Iterable[tuple], unexpected: Iterable[str]):
+    """
+    Raises UsageError where weights and config.json are not of one model.
+
+    Args:
+        mismatched: (name, shape in the file, shape in the model) of what was left out of the model for its shape.
+        unexpected: names in the file that the model has not. A head may be, or a pooler, but no layer.
+    """
+    for name in sorted(unexpected):
+        if re.search(r"\blayers?\.\d+\.", name):
+            raise UsageError(
+                f"{name_or_path}: config.json wants fewer layers than its weights have, which hold {name}"
+            )
+    for name, stored, wanted in sorted(mismatched):
+        raise UsageError(
+            f"{name_or_path}: {len(mismatched)} of its weights have another shape than its config.json wants, as "
+            f"{name} {list(stored)}, not {list(wanted)}: these files are not of one model"
+        )
+
+
 def load_model(
     name_or_path: str | Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
 ) -> PreTrainedModel:
@@ -86,7 +119,8 @@ def load_model(
     A pretrained model for masked language modelling, in float32 whatever it is stored in: training needs it.
 
     Raises:
-        UsageError: if there is none, weights are missing, or the tokenizer has more tokens than the model.
+        UsageError: if there is none, weights are missing or of other shapes, or the tokenizer has more tokens than the
+            model.
     """
     with errors_name(name_or_path):
         model, loading = AutoModelForMaskedLM.from_pretrained(
@@ -94,7 +128,9 @@ def load_model(
             trust_remote_code=is_trusted(name_or_path, trust_remote_code),
             dtype="float32",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named here: transformers refers to a report
         )
+    refuse_misfits(name_or_path, loading["mismatched_keys"], loading["unexpected_keys"])
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"{name_or_path} lacks {len(missing)} of this model's weights, as {missing[0]}: they would be drawn at "

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from dnabert2 import batches, hub, loading
-from dnabert2.errors import UsageError
+from dnabert2.errors import UsageError, add_debug
 
 
 # transformers' schedules that need nothing but the numbers of steps
@@ -149,8 +149,14 @@ def parse_args(description: str) -> argparse.Namespace:
         default="all",
         help="tensorboard, wandb, ... with --with_tracking (default: all that are installed)",
     )
-    output.add_argument("--resume_from_checkpoint", help="a checkpoint-STEP folder, or 'latest' of --output_dir")
+    output.add_argument(
+        "--resume_from_checkpoint",
+        default="latest",
+        help="a checkpoint-STEP folder of a run with the same arguments (default: latest, the last one of a run that "
+        "was interrupted in --output_dir; none, a new run)",
+    )
     hub.add_arguments(parser)
+    add_debug(parser)
     return parser.parse_args()
 
 

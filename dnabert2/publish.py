@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from dnabert2 import cards
-from dnabert2.errors import UsageError, run_script
+from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.releases import ADAPTER_CONFIG, WEIGHTS, assemble
 
 
@@ -140,6 +140,7 @@ def main():
     parser.add_argument("--base_model", help="Hub name of the model that this one was trained from, for its card")
     parser.add_argument("--gue_results", type=Path, help="--output_dir of run_gue.py with this model: its scores")
     parser.add_argument("--card", type=Path, help="a card of your own (default: written from what the run has left)")
+    add_debug(parser)
     args = parser.parse_args()
     if args.card and not args.card.is_file():
         raise UsageError(f"--card {args.card}: no such file")

@@ -20,8 +20,10 @@ from dnabert2.checkpoints import (
     prune_checkpoints,
     read_state,
     save_optimizer,
+    writing,
 )
 from dnabert2.files import publish
+from dnabert2.stopping import STATUS, Sigterm
 
 
 WEIGHTS_FILE, BEST_FILE = "weights.safetensors", "best.safetensors"
@@ -48,10 +50,12 @@ class RunState:
     Args:
         folder: the run's.
         arguments: that decide its result, as JSON holds them.
-        every: steps from one state to the next; None: none is written.
+        every: steps from one state to the next; None: one is written only on SIGTERM.
+        sigterm: the script's.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, arguments: dict, every: int | None):
+    def __init__(self, accelerator: Accelerator, folder: Path, arguments: dict, every: int | None, sigterm: Sigterm):
+        self.sigterm = sigterm
         self.accelerator, self.folder, self.arguments, self.every = accelerator, folder, arguments, every
         self.checkpoint = latest_checkpoint(folder)
         self.first_step = read_state(self.checkpoint)["step"] if self.checkpoint else 0  # to be done, from 0
@@ -79,22 +83,35 @@ class RunState:
         best: dict | None,
         best_weights: Weights,
     ):
-        """Writes the state after `step` steps, if it is due. Call it on every process."""
-        if self.every is None or step % self.every:
+        """
+        Writes the state after `step` steps, if it is due; and if SIGTERM has come, which then ends the script. Call it
+        on every process.
+        """
+        is_stopping = self.sigterm.is_stopping(self.accelerator, step)
+        if not is_stopping and (self.every is None or step % self.every):
             return
         folder = self.folder / f"checkpoint-{step}"
         temporary = folder.with_name(f"{folder.name}.tmp")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a run killed right here
-            temporary.mkdir()
-            save_file({name: parameter.detach() for name, parameter in trained.items()}, temporary / WEIGHTS_FILE)
-            save_file(best_weights, temporary / BEST_FILE)
-        save_optimizer(self.accelerator, model, optimizer, temporary)
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None  # fp16 alone has one
-            state = {"step": step, "arguments": self.arguments, "best": best}
-            state |= {"scheduler": scheduler.state_dict(), "scaler": scaler}
-            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
-            publish(temporary, folder)
+        is_main = self.accelerator.is_main_process
+        with writing(self.folder):
+            if is_main:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a run killed right here
+                temporary.mkdir()
+                save_file({name: parameter.detach() for name, parameter in trained.items()}, temporary / WEIGHTS_FILE)
+                save_file(best_weights, temporary / BEST_FILE)
+            save_optimizer(self.accelerator, model, optimizer, temporary)
+            if is_main:
+                scaler = (
+                    self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+                )  # fp16 alone has one
+                state = {"step": step, "arguments": self.arguments, "best": best}
+                state |= {"scheduler": scheduler.state_dict(), "scaler": scaler}
+                (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
+                publish(temporary, folder)
+        if is_main:
             prune_checkpoints(folder, 1)
         self.accelerator.wait_for_everyone()
+        if is_stopping:
+            self.accelerator.print(f"Stopped by SIGTERM: {folder} is where the same command goes on")
+            self.accelerator.end_training()
+            raise SystemExit(STATUS)

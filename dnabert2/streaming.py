@@ -29,6 +29,7 @@ from dnabert2.batches import ORDER, SPECIES_ORDER, STREAM, Masking, random_strea
 from dnabert2.errors import UsageError
 from dnabert2.mixing import Mixer, owned_parts, source_weights
 from dnabert2.sources import Source
+from dnabert2.stopping import ignore_sigterm
 from dnabert2.windows import BASES_A_TOKEN, WindowCutter, check_tokenizer, reverse_complement
 
 
@@ -132,6 +133,7 @@ class StreamingLoader:
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=8 if self.num_workers else None,
+            worker_init_fn=ignore_sigterm,
             # It draws a number of no use here; from torch's default generator it would shift the first step's dropout.
             generator=torch.Generator(),
         )

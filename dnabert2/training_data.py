@@ -77,7 +77,8 @@ class CachedData:
         return (
             f"{self.corpus.total('bases'):,} bases, {self.corpus.total('tokens'):,} tokens{strands} of "
             f"{len(self.mixture.rows)} species: {len(self.corpus.train):,} sequences of {self.args.max_seq_length} "
-            f"to train, {len(self.validation):,} to validate{self.unvalidated()}; {seen}"
+            f"to train, {len(self.validation):,} to validate{self.unvalidated()}, {self.corpus.left_over():,} tokens "
+            f"left over; {seen}"
         )
 
     def unvalidated(self) -> str:

@@ -92,6 +92,11 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+def unfinish(output_dir: Path):
+    """Leaves a run as if it had been killed at the very end."""
+    (output_dir / "all_results.json").unlink()
+
+
 def metrics(output_dir: Path, leave_out: tuple[str, ...] = ("tokens_per_second", "memory_gib")) -> list[dict]:
     """The lines of metrics.jsonl without what no two runs share."""
     lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]

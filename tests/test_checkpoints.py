@@ -6,7 +6,6 @@ pytest tests/test_checkpoints.py
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 
 from dnabert2 import checkpoints
-from dnabert2.errors import UsageError
 from dnabert2.files import publish, whole_folder
 from dnabert2.loading import ROOT, load_tokenizer, new_model
 
@@ -148,35 +146,6 @@ def test_the_latest_checkpoint_is_the_whole_one_of_the_highest_step(tmp_path):
     assert checkpoints.latest_checkpoint(tmp_path) == newest
 
 
-def test_find_checkpoint_takes_a_named_one_the_latest_or_none(tmp_path):
-    output_dir = tmp_path / "run"
-    assert checkpoints.find_checkpoint(output_dir, None) is None
-    assert checkpoints.find_checkpoint(output_dir, "latest") is None  # killed before its first checkpoint
-    folders = [make_checkpoint(output_dir, step) for step in (1, 2)]
-    (output_dir / checkpoints.METRICS_FILE).write_text("")
-    assert checkpoints.find_checkpoint(output_dir, "latest") == folders[1]
-    assert checkpoints.find_checkpoint(output_dir, str(folders[0])) == folders[0]
-    assert checkpoints.read_state(folders[1]) == {"step": 2}
-
-
-def test_find_checkpoint_never_trains_over_a_finished_run(tmp_path):
-    (tmp_path / checkpoints.RESULTS_FILE).write_text("{}")
-    with pytest.raises(UsageError, match="holds a finished run without checkpoints: name another --output_dir"):
-        checkpoints.find_checkpoint(tmp_path, "latest")
-
-
-def test_find_checkpoint_refuses_a_run_nobody_resumes_and_what_is_none(tmp_path):
-    (tmp_path / checkpoints.METRICS_FILE).write_text("")
-    with pytest.raises(UsageError, match="holds a run already: add --resume_from_checkpoint latest"):
-        checkpoints.find_checkpoint(tmp_path, None)
-    for wrong in (tmp_path, tmp_path / "absent", make_checkpoint(tmp_path, 3) / checkpoints.STATE_FILE):
-        with pytest.raises(UsageError, match=r"no checkpoint, run_state\.json is missing"):
-            checkpoints.find_checkpoint(tmp_path, str(wrong))
-    for resume in (None, "latest"):
-        with pytest.raises(UsageError, match=r"--output_dir .* is no folder and cannot become one"):
-            checkpoints.find_checkpoint(tmp_path / checkpoints.METRICS_FILE, resume)
-
-
 # --- pruning -----------------------------------------------------------------------------------------------------
 
 
@@ -256,32 +225,6 @@ def test_a_folder_to_be_pruned_has_lost_its_name_before_anything_in_it_is_gone(t
     monkeypatch.undo()
     checkpoints.prune_checkpoints(tmp_path / "checkpoint-2", 1)
     assert names(tmp_path) == ["checkpoint-2"]
-
-
-# --- arguments ---------------------------------------------------------------------------------------------------
-
-
-def test_other_arguments_are_named_with_both_values(tmp_path):
-    saved = {"learning_rate": 0.1, "seed": 1, "train_file": ["a.fa"], "gone": 3}
-    checkpoints.refuse_other_arguments(tmp_path, saved, dict(saved))
-    given = {"learning_rate": 0.2, "seed": 1, "train_file": ["a.fa", "b.fa"], "new": True}
-    with pytest.raises(UsageError) as error:
-        checkpoints.refuse_other_arguments(tmp_path, saved, given)
-    message = str(error.value)
-    assert message.startswith(str(tmp_path)) and "\n" not in message
-    for difference in ("--learning_rate was 0.1, is 0.2", "--train_file was ['a.fa'], is ['a.fa', 'b.fa']"):
-        assert difference in message
-    assert "--gone was 3, is None" in message and "--new was None, is True" in message and "seed" not in message
-
-
-def test_arguments_that_change_no_result_are_free_on_resume(tmp_path):
-    first = Namespace(seed=1, cache_dir="a", logging_steps=1, output_dir=tmp_path, dataloader_num_workers=0)
-    second = Namespace(seed=1, cache_dir="b", logging_steps=9, output_dir="elsewhere", dataloader_num_workers=4)
-    assert checkpoints.arguments_of_run(first) == checkpoints.arguments_of_run(second) == {"seed": 1}
-    limits = Namespace(seed=1, save_total_limit=2, with_tracking=True, report_to="tensorboard")
-    assert checkpoints.arguments_of_run(limits) == {"seed": 1}
-    odd = checkpoints.arguments_of_run(Namespace(path=tmp_path, files=("a", "b"), rate=1e-5))
-    assert odd == json.loads(json.dumps(odd)) == {"path": str(tmp_path), "files": ["a", "b"], "rate": 1e-5}
 
 
 # --- metrics -----------------------------------------------------------------------------------------------------

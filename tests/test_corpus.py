@@ -9,10 +9,13 @@ import math
 import pickle
 import shutil
 import tracemalloc
+from collections import Counter
 from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from dnabert2 import corpus as corpus_module
@@ -115,6 +118,28 @@ def test_windows_are_full_and_decode_to_the_bases_of_their_regions(prepare, toke
     assert corpus.total("bases") == 30_770 and corpus.total("tokens") == sum(map(len, encoded))
     sequences = [record.sequence for record in read_records(path)]
     assert all(any(bases in sequence for sequence in sequences) for bases in decoded(corpus.train, tokenizer))
+
+
+record_texts = st.lists(st.tuples(st.integers(1, 1_500), st.integers(0, 30)), min_size=1, max_size=6)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(record_texts, st.sampled_from([0, 20]))
+def test_every_base_is_in_one_window_or_among_those_that_are_left_over_and_counted(
+    tokenizer, tmp_path_factory, sizes, percentage
+):
+    """Every token of every region, as often as it is there: in windows, but for less than a window of each split."""
+    folder = tmp_path_factory.mktemp("property")
+    texts = ["N" * gap + random_bases(length, seed) for seed, (length, gap) in enumerate(sizes)]
+    path = fasta(folder / "a.fa", random_bases(1_000, seed=99), *texts)
+    options = {"tokenizer": tokenizer, "max_seq_length": LENGTH, "cache_dir": folder / "cache"}
+    corpus = prepare_corpus(sources_of([path]), validation_percentage=percentage, **options)
+    regions_of_file = [region for _, region in regions(read_records(path), LENGTH)]
+    assert sum(map(len, regions_of_file)) == corpus.total("bases") == 1_000 + sum(length for length, _ in sizes)
+    there = Counter(token for text in regions_of_file for token in tokenizer(text, add_special_tokens=False).input_ids)
+    used = Counter(token for split in SPLITS for row in all_tokens(getattr(corpus, split)) for token in row.tolist())
+    used = Counter({token: count for token, count in used.items() if token not in tokenizer.all_special_ids})
+    assert used <= there and (there - used).total() == corpus.left_over() < 2 * (LENGTH - 2)
 
 
 def test_short_sequences_are_joined(prepare, tokenizer, tmp_path):

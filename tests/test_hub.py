@@ -21,7 +21,7 @@ from hub_server import ROUTES, HubServer
 from huggingface_hub import get_session
 from released import release
 
-from dnabert2 import checkpoints, hub, publish
+from dnabert2 import hub, publish, resuming
 from dnabert2.convert import convert
 
 
@@ -480,7 +480,7 @@ class TestTheToken:
         args = Namespace(hub_token="hf_secret")
         assert hub.take_token(args) == "hf_secret"
         assert args.hub_token is None and sys.argv == ["run_mlm.py", "--hub_token", "...", "--hub_token=..."]
-        assert "hub_token" in checkpoints.FREE_ON_RESUME
+        assert "hub_token" in resuming.FREE_ON_RESUME
 
 
 class TestAPusher:

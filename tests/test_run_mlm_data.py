@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from hub_server import HubServer
-from mlm_runs import DROPOUT, arguments, column, finish, metrics, results, run_here, small_corpus, start
+from mlm_runs import DROPOUT, arguments, column, finish, metrics, results, run_here, small_corpus, start, unfinish
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -110,7 +110,7 @@ def test_a_stream_resumed_is_the_uninterrupted_one_bit_for_bit(run, corpus, work
 
 def test_a_stream_needs_as_many_workers_as_its_checkpoint(run):
     options = {**STREAMED, "max_train_steps": 3, "checkpointing_steps": 2}
-    run(**options)
+    unfinish(run(**options))
     with pytest.raises(SystemExit) as error:
         run(**options, dataloader_num_workers=2, resume_from_checkpoint="latest")
     assert "--dataloader_num_workers" in error.value.code
@@ -160,7 +160,7 @@ def test_a_stream_goes_on_with_the_same_files_only(run, corpus, tmp_path, change
     train, validation = tmp_path / "files" / "alpha.fa", tmp_path / "files" / "delta.fa"
     options = {**STREAMED, "train_file": train, "validation_file": validation}
     options |= {"max_train_steps": 2, "checkpointing_steps": 1}
-    run(**options)
+    unfinish(run(**options))
     file = train if changed == "train" else validation
     text = file.read_text()
     file.write_text(text[:-9] + "".join("CA"[base == "C"] for base in text[-9:].strip()) + "\n")

@@ -12,7 +12,10 @@ import os
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dnabert2.errors import UsageError
 from dnabert2.sequences import OPENERS, Record, SequenceFileError, acgt_runs, expand_files, file_sha256, read_records
 
 
@@ -25,6 +28,7 @@ COMPRESSORS = {
     ".bz2": bz2.compress,
     ".zst": lambda content: zstandard.ZstdCompressor(write_checksum=True).compress(content),
 }
+LETTERS = "ACGTNRYSWKMBDHV"
 GENBANK = b"""LOCUS       AB1          12 bp    DNA     linear   BCT 01-JAN-2000
 DEFINITION  a plasmid.
 VERSION     AB1.2
@@ -34,6 +38,29 @@ ORIGIN
         1 acgtacgtac gu
 //
 """
+
+
+lines_of_fasta = st.sampled_from(
+    [b">a", b">", b"", b"ACGTN", b"acgu", b" RY\tSW ", b"MKL", b"\xff", b"\0", b";c", b"+"]
+)
+contents = st.lists(lines_of_fasta, max_size=8).map(b"\n".join) | st.binary(max_size=60)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(contents, st.sampled_from(["fa", "fq", "gb", "txt"]), st.sampled_from([*COMPRESSORS]), st.floats(0.5, 1.5))
+def test_whatever_is_in_a_file_is_read_as_nucleotides_or_refused_by_name(
+    tmp_path_factory, content, ending, compression, share
+):
+    """Cut, too, where the share is below 1."""
+    packed = COMPRESSORS[compression](content)
+    path = tmp_path_factory.mktemp("fuzz") / f"x.{ending}{compression}"
+    path.write_bytes(packed[: int(share * len(packed))])
+    try:
+        records = list(read_records(path))
+    except UsageError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert records and all(record.sequence and not set(record.sequence) - set(LETTERS) for record in records)
 
 
 @pytest.fixture

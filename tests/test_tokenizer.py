@@ -116,6 +116,14 @@ def test_padding_and_truncation():
     assert batch["attention_mask"][1] == [1] * 3 + [0] * 13
 
 
+@given(st.text(max_size=100) | st.text("ACGT[MASK]SEPUNK ", max_size=100))
+def test_any_text_gives_ids_of_the_vocabulary_and_text_again(text):
+    found = TOKENIZER(text)["input_ids"]
+    assert (found[0], found[-1]) == (CLS, SEP) and all(0 <= index < len(TOKENIZER) for index in found)
+    assert PAD not in found or "[PAD]" in text
+    assert isinstance(TOKENIZER.decode(found), str)
+
+
 @given(st.text("ACGTN", max_size=300))
 def test_bases_come_back(sequence):
     assert bases(sequence) == sequence

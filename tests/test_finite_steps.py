@@ -1,0 +1,81 @@
+"""A step whose loss or gradients are not finite changes nothing, is counted, and five in a row end the run.
+
+pytest tests/test_finite_steps.py
+"""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dnabert2.checkpoints import STATE_FILE
+from dnabert2.errors import UsageError
+from dnabert2.finite_steps import FiniteSteps
+
+
+HOST = SimpleNamespace(device=torch.device("cpu"), scaler=None)
+GOOD, NAN, INF = (torch.tensor(value) for value in (1.0, math.nan, math.inf))
+
+
+def steps_of(is_fused=False, accelerator=HOST, skipped=0):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    return parameter, FiniteSteps(accelerator, torch.optim.AdamW([parameter], lr=0.1, fused=is_fused), skipped)
+
+
+def make(parameter, steps, loss, grad_norm):
+    parameter.grad = torch.full((3,), grad_norm.item())
+    steps.step(loss, grad_norm)
+
+
+@pytest.mark.parametrize("is_fused", [False, True])  # as on a GPU: decided on the device
+def test_a_skipped_step_changes_neither_weights_nor_the_optimizer(tmp_path, is_fused):
+    whole, without = (steps_of(is_fused) for _ in range(2))
+    for loss, grad_norm in ((GOOD, GOOD), (NAN, NAN), (GOOD, INF), (INF, GOOD), (GOOD, GOOD)):
+        make(*whole, loss, grad_norm)
+        if loss is grad_norm is GOOD:
+            make(*without, loss, grad_norm)
+    assert torch.equal(whole[0], without[0])
+    states = [steps.inner.state[parameter] for parameter, steps in (whole, without)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items()) and states[0]["step"] == 2
+    assert whole[1].look(5, True, tmp_path) == (3, False) and without[1].look(2, True, tmp_path) == (0, False)
+
+
+def test_counts_go_on_from_those_of_the_run_before_and_a_skipped_last_step_is_told(tmp_path):
+    parameter, steps = steps_of(skipped=7)
+    make(parameter, steps, NAN, NAN)
+    assert steps.look(8, False, tmp_path) == (8, True)
+    with pytest.raises(UsageError, match="not finite at 1 step"):
+        steps.look(8, True, tmp_path)
+
+
+@pytest.mark.parametrize("looks", [[9], [2, 4, 6, 9]])
+def test_five_in_a_row_end_the_run_with_its_last_checkpoint_however_often_one_looks(tmp_path, looks):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / STATE_FILE).write_text(json.dumps({"step": 2}))
+    parameter, steps = steps_of()
+    with pytest.raises(UsageError) as error:
+        for step in range(1, 10):
+            make(parameter, steps, NAN if 3 <= step < 8 else GOOD, GOOD)
+            if step in looks:
+                steps.look(step, False, tmp_path)
+    assert "at 5 step(s) in a row" in str(error.value)
+    assert str(error.value).endswith(f"lower --learning_rate; the last good checkpoint is {tmp_path / 'checkpoint-2'}")
+
+
+def test_four_in_a_row_are_borne_again_and_again(tmp_path):
+    parameter, steps = steps_of()
+    for step in range(1, 26):
+        make(parameter, steps, GOOD if step % 5 == 0 else NAN, GOOD)
+        steps.look(step, False, tmp_path)
+    assert steps.look(25, True, tmp_path) == (20, False)
+
+
+def test_infinite_gradients_of_fp16_are_its_scalers(tmp_path):
+    parameter, steps = steps_of(accelerator=SimpleNamespace(device=HOST.device, scaler=object()))
+    for _ in range(9):
+        make(parameter, steps, GOOD, INF)
+    assert steps.look(9, True, tmp_path) == (0, False)
+    make(parameter, steps, NAN, NAN)
+    assert steps.look(10, False, tmp_path) == (1, True)
