@@ -151,6 +151,9 @@ def main():
     optimizer = build_optimizer(model, args, accelerator.device)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, args.max_train_steps)
     parameters = model.num_parameters()
+    lengths = batches.window_lengths(args.min_seq_length, args.max_seq_length)
+    # A compiler makes a program of each length, to train and to validate; beyond its limit it would compute uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(lengths) + 6)
     model, optimizer = prepare(accelerator, model, optimizer)
     if checkpoint:
         checkpoints.load_checkpoint(accelerator, checkpoint, model, optimizer, scheduler)
@@ -165,7 +168,6 @@ def main():
     state["recipe"] = run_records.recipe_of_pretraining(
         args, data.describe(), accelerator.mixed_precision, accelerator.num_processes
     )
-    lengths = batches.window_lengths(args.min_seq_length, args.max_seq_length)
     accelerator.print(
         f"Corpus      {data.describe()}\n"
         f"Model       {parameters:,} parameters, {args.attn_implementation} attention, "
