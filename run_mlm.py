@@ -152,7 +152,7 @@ def main():
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, args.max_train_steps)
     parameters = model.num_parameters()
     lengths = batches.window_lengths(args.min_seq_length, args.max_seq_length)
-    # A compiler makes a program of each length, to train and to validate; beyond its limit it would compute uncompiled.
+    # A compiler makes a program of each length, to train and to validate; beyond its limit it computes uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(lengths) + 6)
     model, optimizer = prepare(accelerator, model, optimizer)
     if checkpoint:
