@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from dnabert2.errors import UsageError
 from dnabert2.files import whole_folder
 from dnabert2.sources import Source
+from dnabert2.tokenization import encoder_of_acgt
 from dnabert2.windows import (
     BASES_A_TOKEN,
     REGION_WINDOWS,
@@ -88,7 +89,7 @@ def prepare_source(
 
     Until then its windows are in memory, 2 bytes a token: 0.4 a base, 0.8 with both strands.
     """
-    encode = partial(tokenizer.backend_tokenizer.encode_batch_fast, add_special_tokens=False)
+    encode = partial(encoder_of_acgt(tokenizer.backend_tokenizer).encode_batch_fast, add_special_tokens=False)
     new_cutter = partial(WindowCutter, max_seq_length, tokenizer)
     windows = {split: defaultdict(list) for split in SPLITS}  # of each species
     cutters = defaultdict(new_cutter)  # of each species, split and strand

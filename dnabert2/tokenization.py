@@ -19,6 +19,13 @@ from dnabert2.sequences import AMBIGUOUS, acgt_runs, read_records
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 SINGLE_LETTERS = "ACGTN"  # ids 5 to 9; N is in no merge, so it always stands alone
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + len(SINGLE_LETTERS)
+FOLD_LETTERS = (  # upper case, T for U, N for the other IUPAC letters
+    Replace(Regex("a"), "A"),
+    Replace(Regex("c"), "C"),
+    Replace(Regex("g"), "G"),
+    Replace(Regex("[tUu]"), "T"),
+    Replace(Regex(f"[n{AMBIGUOUS}{AMBIGUOUS.lower()}]"), "N"),
+)
 PIECE_LENGTH = 2_000  # bases; few tokens meet an end, and BPE trains twice as fast as on pieces of 10,000
 
 
@@ -71,6 +78,34 @@ def train_merges(pieces: Iterable[str], vocab_size: int) -> list[tuple[str, str]
     return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
+def folding_normalizer() -> normalizers.Normalizer:
+    """FOLD_LETTERS, and white space dropped."""
+    return normalizers.Sequence([*FOLD_LETTERS, Replace(Regex(r"\s"), "")])
+
+
+def encoder_of_acgt(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer that does the same to upper-case A, C, G and T, a sixth faster: one without `folding_normalizer`.
+
+    A tokenizer with any other normalizer is returned as it is.
+    """
+    contents = json.loads(tokenizer.to_str())
+    plain = Tokenizer(models.BPE())
+    plain.normalizer = folding_normalizer()
+    if contents["normalizer"] != json.loads(plain.to_str())["normalizer"]:
+        return tokenizer
+    return Tokenizer.from_str(json.dumps(contents | {"normalizer": None}))
+
+
+def add_special_tokens(tokenizer: Tokenizer) -> None:
+    """Gives it `[CLS] A [SEP]`, and `[CLS] A [SEP] B [SEP]` with token type 1 on B and its [SEP]."""
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+
+
 def build_tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
     """The tokenizer of these merges: [UNK] [CLS] [SEP] [PAD] [MASK] A C G T N are ids 0 to 9, the merges follow.
 
@@ -82,22 +117,8 @@ def build_tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
     for left, right in merges:
         vocabulary.setdefault(left + right, len(vocabulary))  # two merges can spell the same token
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="[UNK]", fuse_unk=False))
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            Replace(Regex("a"), "A"),
-            Replace(Regex("c"), "C"),
-            Replace(Regex("g"), "G"),
-            Replace(Regex("[tUu]"), "T"),
-            Replace(Regex(f"[n{AMBIGUOUS}{AMBIGUOUS.lower()}]"), "N"),
-            Replace(Regex(r"\s"), ""),
-        ]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
+    tokenizer.normalizer = folding_normalizer()
+    add_special_tokens(tokenizer)
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 

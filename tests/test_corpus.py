@@ -195,7 +195,7 @@ class TenBases:
     def no_padding(self): ...
 
     def to_str(self):
-        return "ten bases"
+        return '{"normalizer": null}'
 
     def encode_batch_fast(self, sequences, add_special_tokens):
         assert not add_special_tokens

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from dnabert2.kmers import build_kmer_tokenizer
 from dnabert2.sequences import AMBIGUOUS
-from dnabert2.tokenization import tokenizer_config
+from dnabert2.tokenization import encoder_of_acgt, tokenizer_config
 
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("tokenizer.json", "tokenizer_config.json")
 TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "bpe_tokenizer")  # a constant, for hypothesis wants no fixture
+ACGT_ENCODER = encoder_of_acgt(TOKENIZER.backend_tokenizer)
 UNK, CLS, SEP, PAD, MASK, A, C, G, T, N = range(10)
 
 
@@ -151,6 +153,17 @@ def test_offsets_point_into_the_text_as_given(sequence):
 def test_every_token_is_reached_from_its_own_bases():
     for token, index in TOKENIZER.get_vocab().items():
         assert ids(token) == [index]
+
+
+@given(st.text("ACGT", max_size=300))
+def test_the_encoder_of_acgt_gives_the_same_ids(sequence):
+    assert ACGT_ENCODER.encode(sequence, add_special_tokens=False).ids == ids(sequence)
+
+
+def test_the_encoder_of_acgt_has_no_normalizer_and_leaves_foreign_ones_alone():
+    assert ACGT_ENCODER.normalizer is None and TOKENIZER.backend_tokenizer.normalizer is not None
+    foreign = build_kmer_tokenizer(3, overlapping=True)
+    assert encoder_of_acgt(foreign) is foreign
 
 
 def test_saving_and_loading_changes_no_id(tmp_path):
