@@ -142,8 +142,8 @@ def prepare(folder: Path) -> None:
     for pattern in ("*.py", "*.json", "*.safetensors", "requirements.txt", "configs", "dnabert2"):
         for path in ROOT.glob(pattern):
             (folder / path.name).symlink_to(path)
-    for seed, kingdom in enumerate(("archaea", "bacteria", "virus")):
-        write_corpus(folder / "genomes" / kingdom, 15_000, seed)
+    for seed, (kingdom, bases) in enumerate((("archaea", 50_000), ("bacteria", 50_000), ("virus", 15_000))):
+        write_corpus(folder / "genomes" / kingdom, bases, seed)
     genome = (folder / "genomes" / "virus" / "alpha.fa").read_bytes()
     (folder / "genome.fa.gz").write_bytes(gzip.compress(genome))
     (folder / "new.fa").write_text("".join(f">{n}\n{row}\n" for n, (row, _) in enumerate(gue_runs.sequences(9, 5))))
