@@ -60,8 +60,9 @@ The weights and the tokenizer of {title}, unchanged, with another implementation
 ```python
 from transformers import {auto_class}, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=True)
-model = {auto_class}.from_pretrained(folder_or_name, trust_remote_code=True)
+checkpoint = "."  # this folder, or its name on the Hub
+tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+model = {auto_class}.from_pretrained(checkpoint, trust_remote_code=True)
 ```
 """
 

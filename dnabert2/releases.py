@@ -65,7 +65,8 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
         config["auto_map"] = read_json(ROOT / "config.json")["auto_map"]
         code = folder if (folder / f"modeling_{MODEL_TYPE}.py").is_file() else ROOT
         files |= {path.name: path for path in code.glob(f"*_{MODEL_TYPE}.py")}
-        files |= {name: (folder if (folder / name).is_file() else ROOT) / name for name in SERVING}
+        if ADAPTER_CONFIG not in files:  # handler.py serves whole models
+            files |= {name: (folder if (folder / name).is_file() else ROOT) / name for name in SERVING}
     config.pop("_name_or_path", None)
     written["config.json"] = config
     if "tokenizer_config.json" in files:

@@ -3,6 +3,7 @@
 pytest tests/test_convert.py
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -86,6 +87,11 @@ class TestTheRelease:
         assert card.data.pipeline_tag == "fill-mask" and card.data.library_name == "transformers"
         assert "# DNABERT-2\n" in card.text and "no pooler" in card.text
         assert str(converted[0].parent) not in card.content
+        code = card.text.split("```python\n")[1].split("```")[0]
+        names = {}
+        with contextlib.chdir(converted[1]):
+            exec(compile(code, "card", "exec"), names)
+        assert names["model"].config.hidden_size == SMALL["hidden_size"]
 
     def test_is_not_run(self, converted):
         assert not (converted[0] / "was_run").exists()

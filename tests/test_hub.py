@@ -346,6 +346,7 @@ class TestWhatWasPushed:
         for name in ("dna", "classifier", "converted"):
             files = server.repositories["model", f"user/{name}"].files()
             assert {file: files[file] for file in SERVING} == {file: (ROOT / file).read_bytes() for file in SERVING}
+        assert not SERVING & server.repositories["model", "user/adapter"].files().keys()
         assert loaded["handler"][0]["sequence"].startswith("ACGT")
 
     def test_answers_pipelines_as_its_card_says(self, loaded):

@@ -22,6 +22,7 @@ def test_an_adapter_names_a_base_that_others_have(tmp_path):
     releases.assemble(folder, tmp_path / "release", "user/base")
     config = json.loads((tmp_path / "release" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "user/base"
+    assert not (tmp_path / "release" / "handler.py").exists()  # which serves whole models
 
 
 def test_a_model_loaded_from_the_hub_names_its_own_code(tmp_path):
