@@ -8,8 +8,8 @@ processes are chosen by `accelerate launch --mixed_precision bf16 --num_processe
 
 The same command again goes on with a run that was interrupted, and does nothing for one that is finished. SIGTERM has
 it write a checkpoint at the end of the step (of several processes at the next step that ten divides) and end with
-status 143. A step whose loss or gradients are not finite is skipped, its data and its place in the schedule with it, and counted
-(skipped_steps); five in a row end the run.
+status 143. A step whose loss or gradients are not finite is skipped, its data and its place in the schedule with it,
+and counted (skipped_steps); five in a row end the run.
 """
 
 import contextlib
