@@ -124,7 +124,11 @@ def main():
     arguments = resuming.arguments_of_run(args) | {"mixed_precision": accelerator.mixed_precision}
     checkpoint, is_finished = resuming.find_run(args.output_dir, args.resume_from_checkpoint, arguments)
     if is_finished:
-        accelerator.print(f"{args.output_dir} holds this run, finished: nothing to do. To train anew name another")
+        accelerator.print(
+            f"{args.output_dir} holds this run, finished: nothing to do. Another --output_dir trains anew, and "
+            "python -m dnabert2.publish pushes what there is"
+        )
+        accelerator.end_training()
         return
     state = checkpoints.read_state(checkpoint) if checkpoint else {"step": 0}
     pusher = hub.Pusher(args, accelerator.is_main_process)
@@ -183,7 +187,7 @@ def main():
         )
     accelerator.wait_for_everyone()  # all have looked before anything is written
     if accelerator.is_main_process:
-        resuming.save_arguments(args.output_dir, arguments)
+        resuming.begin(args.output_dir, arguments)
     metrics = checkpoints.MetricsFile(args.output_dir / checkpoints.METRICS_FILE, state["step"], accelerator)
     progress = tqdm(
         total=args.max_train_steps,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from dnabert2.checkpoints import (
@@ -19,6 +19,7 @@ from dnabert2.checkpoints import (
     load_checkpoint,
     prune_checkpoints,
     read_state,
+    read_tensors,
     save_optimizer,
     writing,
 )
@@ -70,11 +71,11 @@ class RunState:
         if self.checkpoint is None:
             return None, {}
         load_checkpoint(self.accelerator, self.checkpoint, model, optimizer, scheduler)
-        weights = load_file(self.checkpoint / WEIGHTS_FILE)
+        weights = read_tensors(self.checkpoint / WEIGHTS_FILE)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(weights[name])
-        return read_state(self.checkpoint)["best"], load_file(self.checkpoint / BEST_FILE)
+        return read_state(self.checkpoint)["best"], read_tensors(self.checkpoint / BEST_FILE)
 
     def save(
         self,
