@@ -1,4 +1,4 @@
-"""SIGTERM is noted, agreed on by several processes, and ignored by loader workers. In runs: test_run_mlm_interruptions.py.
+"""SIGTERM is noted, agreed on by several processes, and ignored by loader workers. In runs: test_run_mlm_interruptions
 
 pytest tests/test_stopping.py
 """
