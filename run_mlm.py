@@ -7,9 +7,9 @@ processes are chosen by `accelerate launch --mixed_precision bf16 --num_processe
 --output_dir: the model, checkpoint-STEP folders (each a loadable model), metrics.jsonl and all_results.json.
 
 The same command again goes on with a run that was interrupted, and does nothing for one that is finished. SIGTERM has
-it write a checkpoint at the end of the step (with several processes of the next tenth) and end with status 143. A step
-whose loss or gradients are not finite is skipped, its data and its place in the schedule with it, and counted
-(skipped_steps); five in a row end the run.
+it write a checkpoint at the end of the step (of several processes at the next step that ten divides) and end with
+status 143. A step whose loss or gradients are not finite is skipped, its data and its place in the schedule with it,
+and counted (skipped_steps); five in a row end the run.
 """
 
 import contextlib
@@ -124,7 +124,11 @@ def main():
     arguments = resuming.arguments_of_run(args) | {"mixed_precision": accelerator.mixed_precision}
     checkpoint, is_finished = resuming.find_run(args.output_dir, args.resume_from_checkpoint, arguments)
     if is_finished:
-        accelerator.print(f"{args.output_dir} holds this run, finished: nothing to do. To train anew name another")
+        accelerator.print(
+            f"{args.output_dir} holds this run, finished: nothing to do. Another --output_dir trains anew, and "
+            "python -m dnabert2.publish pushes what there is"
+        )
+        accelerator.end_training()
         return
     state = checkpoints.read_state(checkpoint) if checkpoint else {"step": 0}
     pusher = hub.Pusher(args, accelerator.is_main_process)
@@ -187,7 +191,7 @@ def main():
         )
     accelerator.wait_for_everyone()  # all have looked before anything is written
     if accelerator.is_main_process:
-        resuming.save_arguments(args.output_dir, arguments)
+        resuming.begin(args.output_dir, arguments)
     metrics = checkpoints.MetricsFile(args.output_dir / checkpoints.METRICS_FILE, state["step"], accelerator)
     progress = tqdm(
         total=args.max_train_steps,

@@ -1,7 +1,7 @@
 """Runs that are killed 20 times at random moments, and what they end in beside a run that nobody killed.
 
     python benchmarks/resume.py --folder output/resume           # all kinds of runs; results: resume.md
-    python benchmarks/resume.py --folder output/resume --disk 6  # as root: on a tmpfs of 6 MB that fills up
+    python benchmarks/resume.py --folder output/resume --disk 8  # as root: on a tmpfs of 8 MB that fills up
 
 Each start is a process of its own, forked from this one, which has imported everything: that saves seconds.
 It is killed with its loader workers when a step, drawn at random, is done and some milliseconds more have gone by;

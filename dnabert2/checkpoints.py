@@ -126,12 +126,8 @@ def save_optimizer(accelerator: Accelerator, model: torch.nn.Module, optimizer: 
 
 def load_optimizer(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
     """Reads what `save_optimizer` wrote, whatever number of processes wrote it; each takes its shards."""
-    if not (folder / OPTIMIZER_FILE).is_file():
-        raise UsageError(
-            f"{folder}: {OPTIMIZER_FILE} is missing: this is not a whole checkpoint, or an older version's"
-        )
     parameters = dict(unwrap(accelerator, model).named_parameters())
-    for name, value in load_file(folder / OPTIMIZER_FILE).items():
+    for name, value in read_tensors(folder / OPTIMIZER_FILE).items():
         name, key = name.rsplit(".", 1)
         value = value.to(accelerator.device)  # the count of steps too: a fused AdamW, which a GPU has, wants it there
         if value.ndim and isinstance(parameters[name], DTensor):
@@ -186,11 +182,31 @@ def load_checkpoint(
         accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def read_state(checkpoint: Path) -> dict:
+ANOTHER = "remove this checkpoint, and the run goes on from the one before"
+
+
+def read_json(file: Path, remedy: str) -> dict:
+    """Raises UsageError, with what to do, for a file that is damaged or holds no object."""
     try:
-        return json.loads((checkpoint / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:  # JSON's or Unicode's
-        raise UsageError(f"{checkpoint / STATE_FILE} is damaged ({error}): resume from another checkpoint") from error
+        value = json.loads(file.read_text())
+        if isinstance(value, dict):
+            return value
+        error = "no object"
+    except (OSError, ValueError) as reason:  # JSON's or Unicode's
+        error = reason
+    raise UsageError(f"{file} is damaged ({error}): {remedy}")
+
+
+def read_state(checkpoint: Path) -> dict:
+    return read_json(checkpoint / STATE_FILE, ANOTHER)
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Of a checkpoint. Raises UsageError for a file that is missing or damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{file} is missing or damaged ({error}): {ANOTHER}") from error
 
 
 @contextmanager

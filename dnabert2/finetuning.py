@@ -22,6 +22,7 @@ from dnabert2.casts import cast_weights
 from dnabert2.checkpoints import MetricsFile, unwrap
 from dnabert2.encoding import EncodedSplit, EncodedTask
 from dnabert2.errors import UsageError
+from dnabert2.finite_steps import FiniteSteps
 from dnabert2.gue import Recipe
 from dnabert2.label_scale import UNSCALED, LabelScale
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -169,7 +170,8 @@ def finetune(
     on_best: Callable[[dict], None] = lambda best: None,
 ) -> dict:
     """
-    Trains the model, on the accelerator's device, and leaves it with its best weights.
+    Trains the model, on the accelerator's device, and leaves it with its best weights. Steps that are not finite are
+    skipped (`FiniteSteps`).
 
     Args:
         recipe: with `max_train_steps` set.
@@ -184,7 +186,7 @@ def finetune(
         dev's scores at the best step, and "step", that one.
 
     Raises:
-        UsageError: if a loss is not finite.
+        UsageError: for several steps in a row that are not finite, and predictions that are not.
     """
     processes, device = accelerator.num_processes, accelerator.device
     trained = {key: p for key, p in unwrap(accelerator, model).named_parameters() if p.requires_grad}
@@ -193,6 +195,7 @@ def finetune(
     optimizer = accelerator.prepare(optimizer)
     best, best_weights = state.load(model, trained, optimizer, scheduler) if state else (None, {})
     first_step = state.first_step if state else 0
+    finite_steps = FiniteSteps(accelerator, optimizer, state.skipped_steps if state else 0)
     train, other_strand = task.splits["train"], task.reverse_complements.get("train")
     sampler = StepSampler(
         Mixture([np.arange(len(train))], temperature=1.0, seed=seed),
@@ -250,8 +253,8 @@ def finetune(
     for step in range(first_step, recipe.max_train_steps):
         loss = training_step(step)
         sum_gradients(accelerator, [*trained.values()])
-        accelerator.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
-        optimizer.step()
+        loss = accelerator.reduce(loss, reduction="sum")
+        finite_steps.step(loss, accelerator.clip_grad_norm_(trained.values(), MAX_GRAD_NORM))
         optimizer.zero_grad()
         learning_rate = scheduler.get_last_lr()[0]
         scheduler.step()
@@ -261,10 +264,10 @@ def finetune(
         is_last = done == recipe.max_train_steps
         values = {}
         if is_last or done % logging_steps == 0:
-            values = {"loss": accelerator.reduce(loss, reduction="sum").item(), "learning_rate": learning_rate}
-            if not math.isfinite(values["loss"]):
-                raise UsageError(f"{name}: the loss is {values['loss']} at step {done}: lower --learning_rate")
-            progress.set_postfix(loss=f"{values['loss']:.3f}")
+            skipped, _ = finite_steps.look(done, False, state and state.folder)  # dev judges the last step
+            values = {"loss": loss.item()} if loss.isfinite() else {}  # JSON has no others
+            values |= {"learning_rate": learning_rate} | ({"skipped_steps": skipped} if skipped else {})
+            progress.set_postfix(loss=f"{loss.item():.3f}")
         if is_last or done % recipe.eval_steps == 0:
             logits = predict(accelerator, model, collator, strands_of(task, "dev"), eval_batch_size)
             model.train()
@@ -278,7 +281,7 @@ def finetune(
         if best and best["step"] == done:
             on_best(best)
         if state and not is_last:
-            state.save(done, model, trained, optimizer, scheduler, best, best_weights)
+            state.save(done, model, trained, optimizer, scheduler, best, best_weights, finite_steps)
     progress.close()
     with torch.no_grad():
         for key, parameter in trained.items():

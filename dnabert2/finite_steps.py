@@ -16,9 +16,9 @@ from dnabert2.errors import UsageError
 MOST_IN_A_ROW = 4  # one more, and the weights are taken to be broken
 
 
-def refuse_broken_weights(what: str, output_dir: Path):
+def refuse_broken_weights(what: str, output_dir: Path | None):
     """Raises a UsageError that says what happened and what there is to go on from."""
-    last = latest_checkpoint(output_dir)
+    last = output_dir and latest_checkpoint(output_dir)
     remains = f"the last good checkpoint is {last}" if last else "there is no checkpoint"
     raise UsageError(f"{what}: lower --learning_rate; {remains}")
 
@@ -52,7 +52,7 @@ class FiniteSteps:
             return
         self.optimizer.step()
 
-    def look(self, step: int, is_last: bool, output_dir: Path) -> tuple[int, bool]:
+    def look(self, step: int, is_last: bool, output_dir: Path | None) -> tuple[int, bool]:
         """
         How many steps were skipped in all, and whether the last one was. This waits for a GPU.
 

@@ -7,7 +7,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, STATE_FILE, latest_checkpoint, read_state
+from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, STATE_FILE, latest_checkpoint, read_json, read_state
 from dnabert2.errors import UsageError
 from dnabert2.files import write_whole
 
@@ -57,16 +57,15 @@ def refuse_other_arguments(where: Path, saved: dict, given: dict):
 
 def saved_arguments(output_dir: Path) -> dict | None:
     """Those of the run in a folder, finished or not; None if nothing tells them."""
-    try:
-        return json.loads((output_dir / ARGUMENTS_FILE).read_text())
-    except FileNotFoundError:  # of a version that wrote them into checkpoints alone
+    if not (output_dir / ARGUMENTS_FILE).exists():  # of a version that wrote them into checkpoints alone
         checkpoint = latest_checkpoint(output_dir)
         return read_state(checkpoint)["arguments"] if checkpoint else None
-    except ValueError as error:  # JSON's or Unicode's
-        raise UsageError(f"{output_dir / ARGUMENTS_FILE} is damaged ({error}): name another --output_dir") from error
+    return read_json(output_dir / ARGUMENTS_FILE, "name another --output_dir")
 
 
-def save_arguments(output_dir: Path, arguments: dict):
+def begin(output_dir: Path, arguments: dict):
+    """Notes whose folder this is; a run that begins again is no longer finished. Call it on the main process."""
+    (output_dir / RESULTS_FILE).unlink(missing_ok=True)
     write_whole(output_dir / ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")
 
 

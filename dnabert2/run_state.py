@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from dnabert2.checkpoints import (
@@ -19,10 +19,12 @@ from dnabert2.checkpoints import (
     load_checkpoint,
     prune_checkpoints,
     read_state,
+    read_tensors,
     save_optimizer,
     writing,
 )
 from dnabert2.files import publish
+from dnabert2.finite_steps import FiniteSteps
 from dnabert2.stopping import STATUS, Sigterm
 
 
@@ -58,7 +60,9 @@ class RunState:
         self.sigterm = sigterm
         self.accelerator, self.folder, self.arguments, self.every = accelerator, folder, arguments, every
         self.checkpoint = latest_checkpoint(folder)
-        self.first_step = read_state(self.checkpoint)["step"] if self.checkpoint else 0  # to be done, from 0
+        saved = read_state(self.checkpoint) if self.checkpoint else {"step": 0}
+        self.first_step = saved["step"]  # to be done, from 0
+        self.skipped_steps = saved.get("skipped_steps", 0)
 
     def load(
         self, model: torch.nn.Module, trained: Weights, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
@@ -67,11 +71,11 @@ class RunState:
         if self.checkpoint is None:
             return None, {}
         load_checkpoint(self.accelerator, self.checkpoint, model, optimizer, scheduler)
-        weights = load_file(self.checkpoint / WEIGHTS_FILE)
+        weights = read_tensors(self.checkpoint / WEIGHTS_FILE)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(weights[name])
-        return read_state(self.checkpoint)["best"], load_file(self.checkpoint / BEST_FILE)
+        return read_state(self.checkpoint)["best"], read_tensors(self.checkpoint / BEST_FILE)
 
     def save(
         self,
@@ -82,13 +86,17 @@ class RunState:
         scheduler: LRScheduler,
         best: dict | None,
         best_weights: Weights,
+        finite_steps: FiniteSteps,
     ):
         """
-        Writes the state after `step` steps, if it is due; and if SIGTERM has come, which then ends the script. Call it
-        on every process.
+        Writes the state after `step` steps, if it is due; and if SIGTERM has come, which then ends the script. None is
+        written after a step that was skipped. Call it on every process.
         """
         is_stopping = self.sigterm.is_stopping(self.accelerator, step)
         if not is_stopping and (self.every is None or step % self.every):
+            return
+        skipped, is_skipped = finite_steps.look(step, False, self.folder)
+        if is_skipped:
             return
         folder = self.folder / f"checkpoint-{step}"
         temporary = folder.with_name(f"{folder.name}.tmp")
@@ -106,6 +114,7 @@ class RunState:
                 )  # fp16 alone has one
                 state = {"step": step, "arguments": self.arguments, "best": best}
                 state |= {"scheduler": scheduler.state_dict(), "scaler": scaler}
+                state |= {"skipped_steps": skipped} if skipped else {}
                 (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
                 publish(temporary, folder)
         if is_main:

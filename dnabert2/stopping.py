@@ -1,6 +1,8 @@
 """SIGTERM, which clusters send some time before they kill: a run saves its state at the end of a step and stops.
 
-The exit status is then 143, 128 + SIGTERM, as of a process that the signal has ended: the job is not done.
+The exit status is then 143, 128 + SIGTERM, as of a process that the signal has ended: the job is not done. A launcher
+has a status of its own. torchrun passes the signal on and waits half a minute before it kills; `accelerate launch` of
+one process passes nothing on: signal its process group, as Slurm does, or start the script itself.
 """
 
 import signal

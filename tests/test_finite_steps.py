@@ -79,3 +79,26 @@ def test_infinite_gradients_of_fp16_are_its_scalers(tmp_path):
     assert steps.look(9, True, tmp_path) == (0, False)
     make(parameter, steps, NAN, NAN)
     assert steps.look(10, False, tmp_path) == (1, True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_nothing_waits_for_it_before_one_looks(tmp_path):
+    device = torch.device("cuda")
+    parameter = torch.nn.Parameter(torch.ones(3, device=device))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+    steps = FiniteSteps(SimpleNamespace(device=device, scaler=None), optimizer)
+    good, bad = (torch.full((), value, device=device) for value in (1.0, math.nan))
+    make(parameter, steps, good, good)  # the optimiser's state is made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for loss in (good, bad, good):
+            parameter.grad = torch.zeros(3, device=device) + loss
+            steps.step(loss, loss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected, on_host = steps_of(is_fused=True)
+    for _ in range(3):
+        make(expected, on_host, GOOD, GOOD)
+    assert torch.allclose(parameter.cpu(), expected, atol=1e-6)
+    assert steps.look(4, True, tmp_path) == (1, False)

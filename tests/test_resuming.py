@@ -26,7 +26,7 @@ def make_checkpoint(output_dir, step, arguments=GIVEN):
 def test_a_run_begins_where_there_is_none_and_goes_on_from_its_last_checkpoint(tmp_path):
     run = tmp_path / "deep" / "run"
     assert resuming.find_run(run, "latest", GIVEN) == (None, False) and run.is_dir()
-    resuming.save_arguments(run, GIVEN)
+    resuming.begin(run, GIVEN)
     (run / METRICS_FILE).touch()
     assert resuming.find_run(run, "latest", GIVEN) == (None, False)  # killed before its first checkpoint
     first, second = (make_checkpoint(run, step) for step in (2, 10))
@@ -35,6 +35,9 @@ def test_a_run_begins_where_there_is_none_and_goes_on_from_its_last_checkpoint(t
     (run / RESULTS_FILE).touch()
     assert resuming.find_run(run, "latest", GIVEN) == (second, True)
     assert resuming.find_run(run, str(first), GIVEN) == (first, False)  # asked for outright, it is done again
+    resuming.begin(run, GIVEN)
+    assert resuming.find_run(run, "latest", GIVEN) == (second, False)
+    (run / RESULTS_FILE).touch()
     (run / resuming.ARGUMENTS_FILE).unlink()  # of a version that had no such file
     assert resuming.find_run(run, "latest", GIVEN) == (second, True)
 
@@ -45,10 +48,10 @@ def test_another_run_is_refused_with_the_difference(tmp_path, resume):
     resume = str(elsewhere) if resume == "elsewhere" else resume
     run.mkdir()
     for arguments in (GIVEN | {"seed": 2}, {"learning_rate": 0.1}):
-        resuming.save_arguments(run, arguments)
+        resuming.begin(run, arguments)
         with pytest.raises(UsageError, match=rf"run is of another run \(--seed was {arguments.get('seed')}, is 1\)"):
             resuming.find_run(run, resume, GIVEN)
-    resuming.save_arguments(run, GIVEN)
+    resuming.begin(run, GIVEN)
     with pytest.raises(UsageError, match=r"checkpoint-1 is of another run"):
         resuming.find_run(run, str(make_checkpoint(tmp_path / "third", 1, {"seed": 3})), GIVEN)
 
@@ -74,9 +77,10 @@ def test_damaged_records_are_refused_by_name(tmp_path):
     (folder / STATE_FILE).write_text('{"step": ')
     with pytest.raises(UsageError, match=r"checkpoint-3/run_state\.json is damaged"):
         resuming.find_run(tmp_path / "run", "latest", GIVEN)
-    (tmp_path / "run" / resuming.ARGUMENTS_FILE).write_text("{")
-    with pytest.raises(UsageError, match=r"arguments\.json is damaged"):
-        resuming.find_run(tmp_path / "run", "latest", GIVEN)
+    for text in ("{", "[]", "\0"):
+        (tmp_path / "run" / resuming.ARGUMENTS_FILE).write_text(text)
+        with pytest.raises(UsageError, match=r"arguments\.json is damaged .*: name another --output_dir"):
+            resuming.find_run(tmp_path / "run", "latest", GIVEN)
 
 
 def test_other_arguments_are_named_with_both_values(tmp_path):

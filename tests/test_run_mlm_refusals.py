@@ -152,8 +152,9 @@ def test_resuming_with_what_makes_another_run_is_refused(run, corpus, tmp_path):
     unfinish(tmp_path / "run")
     run(**options, logging_steps=2, dataloader_num_workers=1, eval_steps=1)  # these change no result
     unfinish(tmp_path / "run")
-    (tmp_path / "run" / "checkpoint-2" / "optimizer.safetensors").unlink()
-    assert "optimizer.safetensors is missing" in refusal(run, **options)
+    file = tmp_path / "run" / "checkpoint-2" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert "checkpoint-2/optimizer.safetensors is missing or damaged" in refusal(run, **options)
     sequences.write_text(sequences.read_text() + "ACGT\n")
     assert "have changed since" in refusal(run, **options)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]

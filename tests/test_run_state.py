@@ -3,10 +3,15 @@
 pytest tests/test_run_state.py
 """
 
+import itertools
+import os
+import signal
+
 import pytest
+import torch
 from gue_runs import SIZES, command, lines, results, run_here, save_base, write_task
 
-from dnabert2 import run_state
+from dnabert2 import finetuning, run_state
 from dnabert2.checkpoints import MetricsFile
 
 
@@ -94,3 +99,69 @@ def test_a_state_of_other_arguments_is_refused_and_one_of_a_finished_run_removed
     (run / "checkpoint-4").mkdir()
     run_here(monkeypatch, *options_of(folder, "other"))
     assert not [*run.glob("checkpoint-*")]
+
+
+def break_losses(patch, steps, first_step=0):
+    """The losses of these steps, from 1, are NaN; a step is one forward."""
+    row_losses, training = finetuning.row_losses, itertools.count(first_step + 1)
+
+    def broken(logits, labels, problem_type):
+        losses = row_losses(logits, labels, problem_type)
+        return losses * torch.nan if logits.requires_grad and next(training) in steps else losses
+
+    patch.setattr(finetuning, "row_losses", broken)
+
+
+def test_a_skipped_step_is_counted_and_an_interrupted_run_counts_the_same(folder, monkeypatch):
+    parts = options_of(folder, "skipped", checkpointing_steps=4)
+    with monkeypatch.context() as patch:
+        break_losses(patch, (2, 3, 7, 8))
+        run_here(monkeypatch, *options_of(folder, "skipped-whole"))
+    whole = folder / "skipped-whole" / "task/seed-1"
+    assert [line.get("skipped_steps") for line in lines(whole)] == [None, 1, 2, 2, 2, 2, 3] + [4] * 7
+    assert ["loss" in line for line in lines(whole)] == [step not in (2, 3, 7, 8) for step in range(1, 15)]
+    with monkeypatch.context() as patch:
+        break_losses(patch, (2, 3, 7, 8))
+        killed(monkeypatch, *parts, kill=lambda patch: kill_at_step(patch, 11))
+    run = folder / "skipped" / "task/seed-1"
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]  # none after step 8, which was skipped
+    with monkeypatch.context() as patch:
+        break_losses(patch, (7, 8), first_step=4)
+        run_here(monkeypatch, *parts)
+    for file in ("model.safetensors", "metrics.jsonl"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_five_skipped_steps_in_a_row_end_the_run(folder, monkeypatch):
+    break_losses(monkeypatch, range(6, 99))
+    with pytest.raises(SystemExit) as error:
+        run_here(monkeypatch, *options_of(folder, "broken", checkpointing_steps=4))
+    state = folder / "broken" / "task/seed-1" / "checkpoint-4"
+    assert error.value.code == (
+        "error: loss or gradients were not finite at 5 step(s) in a row, up to step 10: lower --learning_rate; "
+        f"the last good checkpoint is {state}"
+    )
+
+
+def test_sigterm_saves_a_state_and_the_same_command_goes_on(folder, monkeypatch, capsys):
+    def terminate_at_step_6(patch):
+        write = MetricsFile.write
+
+        def terminating(self, **values):
+            if values["step"] == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            write(self, **values)
+
+        patch.setattr(MetricsFile, "write", terminating)
+
+    run_here(monkeypatch, *options_of(folder, "stopped-whole"))
+    parts = options_of(folder, "stopped")  # without --checkpointing_steps
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        terminate_at_step_6(patch)
+        run_here(monkeypatch, *parts)
+    run = folder / "stopped" / "task/seed-1"
+    assert error.value.code == 143 and f"Stopped by SIGTERM: {run / 'checkpoint-6'}" in capsys.readouterr().out
+    run_here(monkeypatch, *parts)
+    assert results(run)["resumed_at_step"] == 6
+    for file in ("model.safetensors", "metrics.jsonl", "predictions.csv"):
+        assert (run / file).read_bytes() == (folder / "stopped-whole/task/seed-1" / file).read_bytes(), file
