@@ -98,7 +98,7 @@ def test_a_sharded_run_saves_the_files_of_any_other(runs):
     for folder in ("", "checkpoint-2", "checkpoint-4"):
         one, other = ({path.name: path for path in (runs / name / folder).iterdir()} for name in ("one", "sharded"))
         assert one.keys() == other.keys()
-        for name in one.keys() - {"metrics.jsonl", "all_results.json", "run_state.json"}:
+        for name in one.keys() - {"metrics.jsonl", "arguments.json", "all_results.json", "run_state.json"}:
             if one[name].suffix in (".json", ".py"):
                 assert one[name].read_bytes() == other[name].read_bytes(), name
             elif one[name].suffix == ".safetensors":
