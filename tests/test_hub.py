@@ -4,9 +4,11 @@ One launched run of run_mlm.py with its checkpoints, then the other scripts in o
 run as a script, with a clean cache, that prints what it saw as JSON.
 """
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,11 +20,13 @@ import gue_runs
 import mlm_runs
 import pytest
 from hub_server import ROUTES, HubServer
-from huggingface_hub import get_session
+from huggingface_hub import close_session, constants, get_session
+from huggingface_hub.utils import _http
 from released import release
 
 from dnabert2 import hub, publish, resuming
 from dnabert2.convert import convert
+from dnabert2.errors import UsageError
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -317,7 +321,7 @@ class TestFineTuning:
         assert others["adapter"]["status"] == 0, others["adapter"]
         files = server.repositories["model", "user/adapter"].files()
         expected = MODEL - {"model.safetensors"} | {"adapter_config.json", "adapter_model.safetensors"}
-        assert files.keys() >= expected and "model.safetensors" not in files
+        assert files.keys() >= expected and not files.keys() & {"model.safetensors", *SERVING}
         assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "user/dna"
 
     def test_pushes_a_run_that_was_finished(self, server, others):
@@ -403,6 +407,7 @@ class TestCards:
         assert data["library_name"] == "peft" and data["base_model_relation"] == "adapter"
         assert data["base_model"] == "user/dna" and "lora" in data["tags"]
         assert "| lora_r | 8 |" in text
+        assert "handler.py" not in text and "An Inference Endpoint serves whole models" in text
 
     def test_of_a_converted_release(self, loaded):
         data, text = loaded["cards"]["converted"]["data"], loaded["cards"]["converted"]["text"]
@@ -429,8 +434,55 @@ class TestAFailedPush:
 
 
 class TestPublish:
-    def test_gives_a_silent_hub_up(self):
-        assert publish.patiently(lambda: get_session().timeout.read, "user/name", waits=()) == publish.SILENCE
+    def test_gives_a_hub_up_that_never_answers(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(publish, "SILENCE", 0.1)
+        monkeypatch.setattr(publish, "WAITS", (0.0,))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(b"weights")
+        told = []
+
+        def ask(call: Callable):
+            with pytest.raises(UsageError, match="timed out") as error:
+                call()
+            told.append(str(error.value))
+
+        with socket.create_server(("127.0.0.1", 0)) as mute:  # the system accepts, and nobody answers
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
+            calls = [
+                lambda: publish.upload(tmp_path, "user/name", "a push", TOKEN),
+                lambda: publish.open_repository("user/name", TOKEN, private=True, waits=()),
+            ]
+            for call in calls:
+                thread = threading.Thread(target=ask, args=(call,), daemon=True)  # which could hang for ever
+                thread.start()
+                thread.join(30)
+        assert len(told) == 2
+
+    def test_keeps_the_limit_of_silence_in_connections_made_anew(self):
+        publish.limit_silence()
+        close_session()  # as huggingface_hub does after a fault
+        assert get_session().timeout.read == publish.SILENCE and get_session().event_hooks["request"]
+
+    def test_ends_in_time(self, monkeypatch):
+        def ask():
+            raise ConnectionError("gone")
+
+        monkeypatch.setattr(publish, "PATIENCE", 3)
+        monkeypatch.setattr(publish.time, "sleep", lambda wait: waited.append(wait))
+        waited = []
+        with pytest.raises(UsageError, match="gone"):
+            publish.patiently(ask, "user/name", waits=(1, 2, 4, 8))
+        assert waited == [1, 2]
+
+    def test_does_not_try_again_what_the_disk_refuses(self, monkeypatch):
+        def ask():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(publish.time, "sleep", lambda _: pytest.fail("waited"))
+        with pytest.raises(UsageError, match="No space left"):
+            publish.patiently(ask, "user/name", waits=(1, 2))
 
     def test_of_a_checkpoint_with_its_own_card_goes_to_a_branch(self, server, folder, others):
         assert others["a branch"]["status"] == 0, others["a branch"]
