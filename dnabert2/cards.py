@@ -19,9 +19,9 @@ from transformers.utils import logging
 from dnabert2 import classifiers
 from dnabert2.encoding import kmers
 from dnabert2.errors import UsageError, add_debug, run_script
-from dnabert2.gue_report import read_json
 from dnabert2.labelled import REGRESSION
 from dnabert2.loading import errors_name, load_tokenizer
+from dnabert2.released_files import read_json
 from dnabert2.releases import ADAPTER_CONFIG, MODEL_TYPE, assemble
 from dnabert2.run_records import Record, read_record, results_of_gue, results_of_run, write_results
 

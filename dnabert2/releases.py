@@ -5,9 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+from safetensors import safe_open
+
 from dnabert2.errors import UsageError
-from dnabert2.gue_report import read_json
-from dnabert2.loading import ROOT
+from dnabert2.loading import ROOT, errors_name
+from dnabert2.released_files import read_json
 
 
 WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)|model\.safetensors\.index\.json")
@@ -18,14 +20,14 @@ TOKENIZER = (
 ).split()
 OF_THIS_MACHINE = ("is_local", "local_files_only", "name_or_path")  # transformers': where a tokenizer was read
 MODEL_TYPE = "dnabert2"
-SERVING = ("handler.py", "requirements.txt")  # of an Inference Endpoint, which needs both
+SERVING = ("handler.py", "requirements.txt")  # of an Inference Endpoint, which needs both; adapters it cannot serve
 
 
 def model_files(folder: Path) -> list[Path]:
     """What there is of a model in a run's folder: weights, configurations, code and tokenizer."""
     if not (folder / "config.json").is_file():
         return []
-    is_ours = read_json(folder / "config.json")["model_type"] == MODEL_TYPE
+    is_ours = read_json(folder / "config.json").get("model_type") == MODEL_TYPE
     code = f"*_{MODEL_TYPE}.py" if is_ours else "*.py"
     names = ("config.json", ADAPTER_CONFIG, *TOKENIZER)
     return [
@@ -52,12 +54,14 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
         base_model: the Hub name that an adapter is to give for its base.
 
     Raises:
-        UsageError: for a folder without a model, and for an adapter whose base is a folder of this machine.
+        UsageError: for a folder without a model or with a damaged one, and for an adapter whose base is a folder of
+            this machine.
     """
     files = {path.name: path for path in model_files(folder)}
     has_weights = any(name.endswith(".safetensors") for name in files)
     if not has_weights or "config.json" not in files or not set(TOKENIZER) & files.keys():
         raise UsageError(f"{folder} is no model to push: it lacks safetensors, config.json or a tokenizer")
+    check_files(files)
     written = {}
     config = read_json(files.pop("config.json"))
     if config["model_type"] == MODEL_TYPE:
@@ -65,7 +69,8 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
         config["auto_map"] = read_json(ROOT / "config.json")["auto_map"]
         code = folder if (folder / f"modeling_{MODEL_TYPE}.py").is_file() else ROOT
         files |= {path.name: path for path in code.glob(f"*_{MODEL_TYPE}.py")}
-        files |= {name: (folder if (folder / name).is_file() else ROOT) / name for name in SERVING}
+        if ADAPTER_CONFIG not in files:
+            files |= {name: (folder if (folder / name).is_file() else ROOT) / name for name in SERVING}
     config.pop("_name_or_path", None)
     written["config.json"] = config
     if "tokenizer_config.json" in files:
@@ -81,6 +86,19 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
     for name, path in files.items():
         if not name.endswith(".bin"):
             link(path, release / name)
+
+
+def check_files(files: dict[str, Path]):
+    """Raises UsageError for damaged ones, as of a copy that was cut short: before a repository is made for them."""
+    required = {"config.json": "model_type", ADAPTER_CONFIG: "base_model_name_or_path"}
+    for name, path in files.items():
+        if name.endswith(".json"):
+            values = read_json(path)
+            if name in required and not isinstance(values.get(required[name]), str):
+                raise UsageError(f"{path}: has no {required[name]}")
+        elif name.endswith(".safetensors"):
+            with errors_name(path):
+                safe_open(path, "pt")  # reads where tensors lie, and whether that is within the file
 
 
 def refuse_local_base(base: str, folder: Path | None = None):

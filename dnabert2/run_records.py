@@ -15,8 +15,9 @@ from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, STATE_FILE
 from dnabert2.errors import UsageError
 from dnabert2.files import write_whole
 from dnabert2.gue import TASKS_BY_NAME
-from dnabert2.gue_report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE, read_json
+from dnabert2.gue_report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
 from dnabert2.gue_sources import model_fingerprint
+from dnabert2.released_files import read_json
 
 
 CURVES = "curves.png"
