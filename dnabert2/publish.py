@@ -27,7 +27,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from dnabert2 import cards
 from dnabert2.errors import UsageError, add_debug, run_script
-from dnabert2.releases import ADAPTER_CONFIG, WEIGHTS, assemble
+from dnabert2.releases import assemble, is_of_model
+from dnabert2.run_records import WRITTEN
 
 
 T = TypeVar("T")
@@ -110,8 +111,8 @@ def open_repository(
 
 def upload(release: Path, repo: str, message: str, token: str | None = None, revision: str | None = None) -> str:
     """
-    Commits the files of a folder, once; weights of another model that lie in the repository go. Returns the commit's
-    address. Raises UsageError as `patiently`.
+    Commits the files of a folder, once; what an earlier push has left there of another model goes. Returns the
+    commit's address. Raises UsageError as `patiently`.
     """
     api = HfApi(token=token)
     files = {str(path.relative_to(release)): path.resolve() for path in release.iterdir()}
@@ -122,7 +123,7 @@ def upload(release: Path, repo: str, message: str, token: str | None = None, rev
         # with a timeout: without one, as in `list_repo_files`, these calls override the session's
         present = [file.rfilename for file in api.model_info(repo, revision=revision, timeout=SILENCE).siblings]
         for name in present:
-            if name not in files and (WEIGHTS.fullmatch(name) or name == ADAPTER_CONFIG):
+            if name not in files and (is_of_model(name) or name in WRITTEN):
                 operations.append(CommitOperationDelete(name))
         return api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url
 

@@ -23,6 +23,12 @@ MODEL_TYPE = "dnabert2"
 SERVING = ("handler.py", "requirements.txt")  # of an Inference Endpoint, which needs both; adapters it cannot serve
 
 
+def is_of_model(name: str) -> bool:
+    """Whether a file is one that `assemble` lays out of a model of this package."""
+    names = ("config.json", ADAPTER_CONFIG, *TOKENIZER, *SERVING)
+    return bool(WEIGHTS.fullmatch(name)) or name in names or ("/" not in name and name.endswith(f"_{MODEL_TYPE}.py"))
+
+
 def model_files(folder: Path) -> list[Path]:
     """What there is of a model in a run's folder: weights, configurations, code and tokenizer."""
     if not (folder / "config.json").is_file():

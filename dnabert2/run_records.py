@@ -20,7 +20,8 @@ from dnabert2.gue_sources import model_fingerprint
 from dnabert2.released_files import read_json
 
 
-CURVES = "curves.png"
+CURVES, VALIDATION = "curves.png", "validation.md"
+WRITTEN = {RESULTS_FILE, METRICS_FILE, CURVES, VALIDATION, MARKDOWN_FILE, PICTURE_FILE}  # by `write_results`
 METRICS = {  # of dnabert2.metrics: the Hub's name, and a title
     "mcc": ("matthews_correlation", "MCC"),
     "macro_f1": ("f1", "macro F1"),
@@ -184,8 +185,8 @@ def write_results(release: Path, folder: Path, record: Record, gue_results: Path
     """Lays results, metrics and curves into the release."""
     if record.results:
         write_whole(release / RESULTS_FILE, json.dumps(public(record.results), indent=2) + "\n")
-        if "task" not in record.results and (folder / "validation.md").is_file():
-            write_whole(release / "validation.md", (folder / "validation.md").read_bytes())
+        if "task" not in record.results and (folder / VALIDATION).is_file():
+            write_whole(release / VALIDATION, (folder / VALIDATION).read_bytes())
     if record.metrics:
         write_whole(release / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in record.metrics))
         if any("loss" in line for line in record.metrics):

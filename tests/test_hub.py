@@ -252,7 +252,13 @@ def others(server, folder, pretraining) -> dict[str, dict]:
         "nobody there": mlm(**start, hub_token=TOKEN) | {"endpoint": "http://127.0.0.1:9"},
         "no model": {"script": "dnabert2.publish", "arguments": [str(folder), "user/nothing"], "token": TOKEN},
     }
-    stale = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"\0", "notes.md": b"kept"}
+    stale = {
+        "adapter_config.json": b"{}",
+        "adapter_model.safetensors": b"\0",
+        "notes.md": b"kept",
+        "docs/notes_dnabert2.py": b"kept",
+    }
+    stale |= {"special_tokens_map.json": b"{}", "gue_results.md": b"of another", "old_dnabert2.py": b""}
     server.add_repo("model", "user/adapter-no-more", stale)
     server.fail_next(500, len(publish.WAITS) + 1, LATER)
     file = folder / "calls.json"
@@ -490,10 +496,11 @@ class TestPublish:
         assert commit.title == "Step 6" and commit.files.keys() >= MODEL | {"curves.png"}
         assert commit.files["README.md"].content == (folder / "card.md").read_bytes()
 
-    def test_leaves_no_weights_of_another_model(self, server, others):
+    def test_leaves_nothing_of_another_model(self, server, others):
         files = server.repositories["model", "user/adapter-no-more"].files()
-        assert files.keys() >= MODEL | {"notes.md"}
-        assert not files.keys() & {"adapter_config.json", "adapter_model.safetensors"}
+        assert files.keys() >= MODEL | {"notes.md", "docs/notes_dnabert2.py"}
+        gone = {"adapter_config.json", "adapter_model.safetensors", "special_tokens_map.json", "gue_results.md"}
+        assert not files.keys() & (gone | {"old_dnabert2.py"})
 
     def test_refuses_a_folder_without_a_model(self, server, others):
         assert others["no model"]["status"] == 1 and "is no model to push" in others["no model"]["errors"]
