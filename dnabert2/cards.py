@@ -126,8 +126,8 @@ def write_card(
         evaluations = results_of_run(record.results, record.dataset)
     is_ours = config["model_type"] == MODEL_TYPE
     metrics = {result.metric_type: None for result in evaluations}  # in order, each once
-    last = {key: value for line in record.metrics for key, value in line.items()}  # the newest value of each
-    if "validation_accuracy" in last:
+    validation = next((line for line in reversed(record.metrics) if "validation_loss" in line), {})  # the newest
+    if validation:
         metrics |= {"accuracy": None}
     data = ModelCardData(
         license="apache-2.0" if is_ours else "unknown",
@@ -164,7 +164,7 @@ def write_card(
         evaluations=evaluations,
         gue=datasets,
         files={path.name for path in release.iterdir()},
-        last=last,
+        validation=validation,
     )
     card.save(release / CARD)
     return _commit_title(record)

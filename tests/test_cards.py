@@ -108,13 +108,14 @@ def test_another_architecture_needs_no_code_and_its_licence_is_unknown(tmp_path)
 
 
 def test_checkpoints_before_the_first_logged_step_have_no_curves(tmp_path):
-    folder = gue_runs.save_base(tmp_path / "checkpoint-1")
+    folder = gue_runs.save_base(tmp_path / "checkpoint-3")
     recipe = {"base_model": None, "dataset": None, "is_further": False, "files": ["a.fa"] * 25, "corpus": "9 bases"}
-    state = {"step": 1, "recipe": recipe | {"hyperparameters": {"max_train_steps": 1000, "max_seq_length": 128}}}
+    state = {"step": 3, "recipe": recipe | {"hyperparameters": {"max_train_steps": 1000, "max_seq_length": 128}}}
     (folder / "run_state.json").write_text(json.dumps(state))
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "validation_loss": 8.5, "validation_accuracy": 0.0}\n{"ste')
     card = write(folder, tmp_path / "release")
-    assert "step 1 of 1,000, and training goes on" in card.text and "and 5 more" in card.text
+    assert "step 3 of 1,000." in card.text and "and 5 more" in card.text
+    assert "held out of training, at step 0:" in card.text  # and not at that of the weights
     assert "8.5000" in card.text and "curves.png" not in card.text
 
 
