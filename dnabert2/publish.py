@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from dnabert2 import cards
 from dnabert2.errors import UsageError, add_debug, run_script
-from dnabert2.releases import assemble, is_of_model
+from dnabert2.releases import add_trust, assemble, is_of_model, refuse_untrusted_base
 from dnabert2.run_records import WRITTEN
 
 
@@ -139,6 +139,7 @@ def publish(
     base_model: str | None = None,
     gue_results: Path | None = None,
     card: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> str:
     """
     Pushes a folder's model with its card to a repository that is there, `open_repository`'s. Returns the commit's
@@ -147,7 +148,8 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="dnabert2-release-") as temporary:
         release = Path(temporary)
         assemble(folder, release, base_model)
-        message = cards.write_card(release, folder, repo, base_model=base_model, gue_results=gue_results)
+        options = {"base_model": base_model, "gue_results": gue_results, "trust_remote_code": trust_remote_code}
+        message = cards.write_card(release, folder, repo, **options)
         if card:
             shutil.copyfile(card, release / "README.md")
         return upload(release, repo, message, token, revision)
@@ -162,14 +164,17 @@ def main():
     parser.add_argument("--base_model", help="Hub name of the model that this one was trained from, for its card")
     parser.add_argument("--gue_results", type=Path, help="--output_dir of run_gue.py with this model: its scores")
     parser.add_argument("--card", type=Path, help="a card of your own (default: written from what the run has left)")
+    add_trust(parser)
     add_debug(parser)
     args = parser.parse_args()
     if args.card and not args.card.is_file():
         raise UsageError(f"--card {args.card}: no such file")
     with tempfile.TemporaryDirectory() as folder:
-        assemble(args.folder, Path(folder), args.base_model)  # refuses what is no model before a repository is made
+        # refuse what is no model before a repository is made
+        assemble(args.folder, Path(folder), args.base_model)
+        refuse_untrusted_base(Path(folder), args.trust_remote_code)
     repo = open_repository(args.repo, None, args.private, args.revision)
-    options = {"base_model": args.base_model, "gue_results": args.gue_results, "card": args.card}
+    options = {name: getattr(args, name) for name in ("base_model", "gue_results", "card", "trust_remote_code")}
     print(f"Pushed: {publish(args.folder, repo, revision=args.revision, **options)}")
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from argparse import ArgumentParser
 from pathlib import Path
 
 from safetensors import safe_open
@@ -114,5 +115,28 @@ def refuse_local_base(base: str, folder: Path | None = None):
         raise UsageError(
             f"{adapter} an adapter of the folder {base}, which nobody else has: push that first (python -m "
             f"dnabert2.publish {base} REPO), then "
-            + ("name it by --base_model REPO" if folder else "adapt it by its name, --model_name_or_path REPO")
+            + (
+                "name it by --base_model REPO --trust_remote_code"
+                if folder
+                else "adapt it by its name, --model_name_or_path REPO"
+            )
+        )
+
+
+def add_trust(parser: ArgumentParser):
+    """The flag of `refuse_untrusted_base`."""
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="for an adapter's card: run the code of its base on the Hub"
+    )
+
+
+def refuse_untrusted_base(release: Path, trust_remote_code: bool):
+    """Raises UsageError for an adapter of a base with code of its own, which the card's examples would run unasked."""
+    if trust_remote_code or not (release / ADAPTER_CONFIG).is_file():
+        return
+    if "auto_map" in read_json(release / "config.json"):
+        base = read_json(release / ADAPTER_CONFIG)["base_model_name_or_path"]
+        raise UsageError(
+            f"an adapter's card shows what it answers, which runs the code of its base {base} on the Hub: if you "
+            "trust that, add --trust_remote_code"
         )

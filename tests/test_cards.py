@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from models import ROOT
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
-from dnabert2 import cards, releases, run_records
+from dnabert2 import cards, publish, releases, run_records
 from dnabert2.checkpoints import save_tokenizer
 from dnabert2.errors import UsageError
 from dnabert2.gue_sources import model_fingerprint
@@ -117,6 +117,18 @@ def test_checkpoints_before_the_first_logged_step_have_no_curves(tmp_path):
     assert "step 3 of 1,000." in card.text and "and 5 more" in card.text
     assert "held out of training, at step 0:" in card.text  # and not at that of the weights
     assert "8.5000" in card.text and "curves.png" not in card.text
+
+
+def test_an_adapter_runs_its_base_s_code_only_if_told_to(monkeypatch, tmp_path):
+    folder = gue_runs.save_base(tmp_path / "run")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "user/base"}))
+    with pytest.raises(UsageError, match=r"runs the code of its base user/base .* --trust_remote_code"):
+        write(folder, tmp_path / "release")
+    monkeypatch.setattr("sys.argv", ["publish", str(folder), "user/model"])
+    monkeypatch.setattr(publish, "open_repository", lambda *_: pytest.fail("made a repository"))
+    with pytest.raises(UsageError, match="--trust_remote_code"):
+        publish.main()
 
 
 def test_a_card_can_be_had_without_a_push(monkeypatch, capsys, tmp_path):
