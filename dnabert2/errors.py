@@ -4,6 +4,10 @@ import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable
+from contextlib import ExitStack
+
+
+at_end = ExitStack()  # what a script has done when it ends, also by an error or a signal
 
 
 class UsageError(ValueError):
@@ -30,4 +34,5 @@ def run_script(main: Callable[[], None]):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
     finally:
+        at_end.close()
         signal.signal(signal.SIGTERM, at_sigterm)
