@@ -1,5 +1,6 @@
 """What a user can mend, told in one line without a stack trace."""
 
+import re
 import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser
@@ -12,6 +13,18 @@ at_end = ExitStack()  # what a script has done when it ends, also by an error or
 
 class UsageError(ValueError):
     """Wrong arguments or unusable input: the message says which, where, and what to do."""
+
+
+def without_tokens(text: str) -> str:
+    """Without what looks like a token of the Hub, as where its flag was mistyped: messages end up in logs."""
+    return re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_...", text)
+
+
+class Parser(ArgumentParser):
+    """Of command lines that can hold a token."""
+
+    def error(self, message: str):
+        super().error(without_tokens(message))
 
 
 def add_debug(parser: ArgumentParser):
@@ -32,7 +45,7 @@ def run_script(main: Callable[[], None]):
     except (UsageError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {without_tokens(' '.join(str(error).split()))}")
     finally:
         at_end.close()
         signal.signal(signal.SIGTERM, at_sigterm)

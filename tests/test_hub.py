@@ -686,6 +686,15 @@ class TestAPusher:
 
 
 class TestArguments:
+    def test_that_are_mistyped_do_not_tell_the_token(self, monkeypatch, capsys, tmp_path):
+        token = "hf_" + "aBcD1234" * 4
+        for run in (mlm_runs.run_here, gue_runs.run_here):
+            for flag in (["--hub_tokens", token], [f"--hub_tokens={token}"]):
+                with pytest.raises(SystemExit):
+                    run(monkeypatch, "--output_dir", str(tmp_path), *flag)
+        told = capsys.readouterr().err
+        assert "unrecognized arguments: --hub_tokens hf_...\n" in told and token[:8] not in told
+
     @pytest.mark.parametrize(
         "options, message",
         [
