@@ -133,6 +133,9 @@ def write_card(
     if is_adapter:
         base_model = read_json(release / ADAPTER_CONFIG)["base_model_name_or_path"]
     base_model = base_model or record.base_model
+    relation = "adapter" if is_adapter else "finetune"
+    if "converted_from" in record.results:  # the weights are those of its base: the Hub has no word for that
+        relation = None
     tokenizer = load_tokenizer(release)
     shown = examples(release, task, tokenizer, record.hyperparameters.get("kmer"), trust_remote_code)
     write_results(release, folder, record, gue_results)
@@ -153,7 +156,7 @@ def write_card(
         datasets=[record.dataset] if record.dataset else None,
         metrics=[*metrics] or None,
         base_model=base_model,
-        base_model_relation=("adapter" if is_adapter else "finetune") if base_model else None,
+        base_model_relation=relation if base_model else None,
         widget=[{key: value for key, value in example.items() if key != "hidden"} for example in shown] or None,
         eval_results=evaluations or None,
         model_name=repo.rpartition("/")[2] if evaluations else None,

@@ -63,7 +63,7 @@ def recipe_of_pretraining(args: Namespace, corpus: str, mixed_precision: str, nu
 class Record:
     """What a run's folder knows of its model; empty where it knows nothing."""
 
-    results: dict  # all_results.json: of run_gue.py with "task"
+    results: dict  # all_results.json: of run_gue.py with "task", of dnabert2.convert with "converted_from"
     recipe: dict  # of `recipe_of_pretraining`
     step: int | None  # of a checkpoint-STEP
     metrics: list[dict]  # lines up to that step
@@ -87,7 +87,7 @@ def read_record(folder: Path) -> Record:
     texts = metrics_file.read_text().splitlines() if metrics_file else []
     lines = [json.loads(text) for text in texts if text.endswith("}")]  # the last can be torn
     lines = [line for line in lines if step is None or line["step"] <= step]
-    names = recipe
+    names = {"base_model": results["converted_from"]} if results.get("is_on_hub") else recipe
     hyperparameters = recipe.get("hyperparameters", {})
     if "task" in results:
         arguments = results["arguments"]

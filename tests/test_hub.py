@@ -419,7 +419,9 @@ class TestCards:
     def test_of_a_converted_release(self, loaded):
         data, text = loaded["cards"]["converted"]["data"], loaded["cards"]["converted"]["text"]
         assert data["base_model"] == "zhihan1996/DNABERT-2-117M" and data["pipeline_tag"] == "fill-mask"
-        assert "no record of how the model was trained" in text and "become `[UNK]`" in text
+        assert "base_model_relation" not in data and "trained from" not in text
+        assert "those of [zhihan1996/DNABERT-2-117M]" in text and "converted unchanged" in text
+        assert "become `[UNK]`" in text
 
 
 class TestAFailedPush:
