@@ -5,24 +5,26 @@ It travels with the checkpoint and stands alone: torch, transformers, the standa
     python -c 'from handler import EndpointHandler; print(EndpointHandler(".")({"inputs": "ACGT[MASK]TTGA"}))'
 
 A request is {"inputs": one sequence or a list of them, "parameters": {...}}; the answer is the result of the sequence,
-or the list of their results.
+or the list of their results. Of a classifier it is a list for one sequence too: InferenceClient takes its first.
 
     {"inputs": "ACGT[MASK]TTGA", "parameters": {"top_k": 3}}
         of a masked language model, as pipeline("fill-mask") gives it: [{"score": 0.9, "token": 7, "token_str": "G",
         "sequence": "ACGTGTTGA"}, ...]; for several masks a list of these
     {"inputs": ["ACGTTGA", "ttgnacg"]}
         of a classifier, the most probable label first: [[{"label": "promoter", "score": 0.8}, ...], [...]]; of a
-        regression the score is the value, in the unit of its labels; of an encoder alone these are embeddings
+        regression the score is the value, in the unit of its labels; means of both strands where run_gue.py took them
+        (--reverse_complement); of an encoder alone these are embeddings
     {"inputs": ["ACGTTGA", "ttgnacg"], "parameters": {"pooling": "mean"}}
         of any of them, an embedding, a list of numbers, for each sequence
 
 A sequence is of A, C, G, T, U, N, the other IUPAC letters and [MASK], in either case; white space is dropped. All the
-parameters:
+parameters, which may stand beside "inputs" too, as InferenceClient puts them; "options" there are ignored:
 
     top_k       so many guesses for a mask (5), or labels (all)
     pooling     asks for embeddings: the last hidden states' "mean" over all tokens but padding, or that of "cls"
     max_length  how many tokens a sequence may have, special ones included: at most, and by default, MAX_TOKENS
-    truncation  true: what is longer is cut; false, the default: it is an error
+    truncation  true: what is longer is cut; false, the default: it is an error; also called truncate
+    normalize   asks for embeddings, if true of length 1
 
 Errors are raised and not returned: Endpoints' server makes of an exception status 400 and {"error": its message}, but
 of what is returned status 200, a result. What the caller can mend is a RequestError; of what goes wrong in the model
@@ -32,7 +34,7 @@ the caller hears that it did, and the log has the details.
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +48,7 @@ AUTO_CLASSES = {  # by the ending of the architecture's name
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "Model": AutoModel,
 }
-PARAMETERS = ("top_k", "pooling", "max_length", "truncation")
+PARAMETERS = ("top_k", "pooling", "max_length", "truncation", "normalize")
 MAX_SEQUENCES = 1_000  # in a request, as the next four
 MAX_LETTERS = {"cpu": 100_000, "cuda": 2_000_000}  # of all its sequences together
 MAX_TOKENS = {"sdpa": 4_096, "flash_attention_2": 65_536}  # of one; sdpa's memory grows with the square
@@ -55,6 +57,7 @@ MAX_ANSWER = 10_000_000  # letters of the sequences that fill-mask gives back
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 BATCH_SCORES = 2**28  # of sdpa's bias, heads × length² a sequence: 1 GiB in float32
 
+COMPLEMENT = str.maketrans("ACGTRYKMBVDH", "TGCAYRMKVBHD")  # N, S and W are their own
 SEQUENCE = re.compile(r"(?:[ACGTUNRYSWKMBDHV\s]+|\[MASK\])*", re.ASCII | re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
@@ -96,11 +99,18 @@ def read_sequences(inputs: object, max_letters: int) -> dict[str, str]:
     return {name: "".join(sequence.split()).upper().replace("U", "T") for name, sequence in named.items()}
 
 
-def read_parameters(parameters: object, max_tokens: int) -> dict:
+def other_strand(sequence: str) -> str:
+    parts = re.split(r"(\[MASK\])", sequence)
+    return "".join(part if part == "[MASK]" else part.translate(COMPLEMENT)[::-1] for part in reversed(parts))
+
+
+def read_parameters(parameters: object, beside: dict, max_tokens: int) -> dict:
     """Those that are given and not null. Raises RequestError for unknown ones and for values that cannot be."""
     if not isinstance(parameters, dict | None):
         raise RequestError(f"parameters must be an object, is {shown(parameters)}")
-    given = {name: value for name, value in (parameters or {}).items() if value is not None}
+    given = {name: value for name, value in (beside | (parameters or {})).items() if value is not None}
+    if "truncate" in given:
+        given["truncation"] = given.pop("truncate")
     for name, value in given.items():
         if name not in PARAMETERS:
             raise RequestError(f"there is no parameter {shown(name)}: there are {', '.join(PARAMETERS)}")
@@ -109,8 +119,8 @@ def read_parameters(parameters: object, max_tokens: int) -> dict:
             raise RequestError(f"{name} must be a whole number from {least} to {most:,}")
         if name == "pooling" and value not in ("mean", "cls"):
             raise RequestError(f'pooling must be "mean" or "cls", is {shown(value)}')
-        if name == "truncation" and not isinstance(value, bool):
-            raise RequestError(f"truncation must be true or false, is {shown(value)}")
+        if name in ("truncation", "normalize") and not isinstance(value, bool):
+            raise RequestError(f"{name} must be true or false, is {shown(value)}")
     return given
 
 
@@ -126,12 +136,15 @@ class EndpointHandler:
         path: the model's folder, by default this file's. The code in it is run.
 
     Raises:
-        ValueError: for a checkpoint of another task, and one whose tokenizer does not fit.
+        ValueError: for a checkpoint of another task, of k-mers, and one whose tokenizer does not fit.
     """
 
     def __init__(self, path: str = ""):
         path = path or str(Path(__file__).parent)
-        architecture = (AutoConfig.from_pretrained(path, trust_remote_code=True).architectures or ["none"])[0]
+        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        architecture = (config.architectures or ["none"])[0]
+        if kmer := getattr(config, "kmer", None):  # run_gue.py's note
+            raise ValueError(f"{path}: it reads overlapping {kmer}-mers, and this handler does not cut sequences so")
         if not (endings := [ending for ending in AUTO_CLASSES if architecture.endswith(ending)]):
             raise ValueError(f"{path}: only *{', *'.join(AUTO_CLASSES)} are served, and it is a {architecture}")
         self.head = endings[0]
@@ -160,9 +173,8 @@ class EndpointHandler:
         """
         if not isinstance(data, dict) or "inputs" not in data:
             raise RequestError('send {"inputs": one sequence or a list of them, "parameters": {...}}')
-        if unknown := [name for name in data if name not in ("inputs", "parameters")]:
-            raise RequestError(f"a request has inputs and parameters, and no {shown(unknown[0])}")
-        parameters = read_parameters(data.get("parameters"), MAX_TOKENS[self.attention])
+        beside = {name: value for name, value in data.items() if name not in ("inputs", "parameters", "options")}
+        parameters = read_parameters(data.get("parameters"), beside, MAX_TOKENS[self.attention])
         sequences = read_sequences(data["inputs"], MAX_LETTERS[self.device])
         try:
             with self.lock, torch.inference_mode():
@@ -173,7 +185,8 @@ class EndpointHandler:
         except RuntimeError:  # torch's: of no use to the caller
             logger.exception("the model failed")
             raise RuntimeError("the model failed on this request: the endpoint's log says why") from None
-        return results if isinstance(data["inputs"], list) else results[0]
+        is_labels = self.head == "ForSequenceClassification" and not parameters.keys() & {"pooling", "normalize"}
+        return results if is_labels or isinstance(data["inputs"], list) else results[0]
 
     def run(
         self,
@@ -182,17 +195,24 @@ class EndpointHandler:
         pooling: str | None = None,
         max_length: int | None = None,
         truncation: bool = False,
+        normalize: bool | None = None,
     ) -> list:
-        rows = self.encode(sequences, max_length or MAX_TOKENS[self.attention], truncation)
-        if pooling or self.head == "Model":
+        encode = partial(self.encode, max_length=max_length or MAX_TOKENS[self.attention], truncation=truncation)
+        rows = encode(sequences)
+        if pooling or normalize is not None or self.head == "Model":
             if top_k:
                 raise RequestError("top_k is of guesses and labels; there are none to embeddings")
-            answer = partial(self.embed, pooling=pooling or "mean")
-        elif self.head == "ForMaskedLM":
+            return self.in_batches(partial(self.embed, pooling=pooling or "mean", normalize=normalize), rows)
+        if self.head == "ForMaskedLM":
             self.check_masks(sequences, rows, top_k or 5)
-            answer = partial(self.fill_masks, top_k=top_k or 5)
-        else:
-            answer = partial(self.classify, top_k=top_k)
+            return self.in_batches(partial(self.fill_masks, top_k=top_k or 5), rows)
+        strands = [rows]
+        if getattr(self.model.config, "reverse_complement", False):  # run_gue.py's note
+            strands.append(encode({name: other_strand(sequence) for name, sequence in sequences.items()}))
+        scores = torch.tensor([self.in_batches(self.scores, strand) for strand in strands]).mean(dim=0)
+        return [self.labelled(row, top_k) for row in scores.tolist()]
+
+    def in_batches(self, answer: Callable[[list[list[int]]], list], rows: list[list[int]]) -> list:
         results = [None] * len(rows)
         for batch in self.batches(rows):
             for number, result in zip(batch, answer([rows[number] for number in batch]), strict=True):
@@ -245,14 +265,14 @@ class EndpointHandler:
 
     # the answers: a result for every row
 
-    def embed(self, rows: list[list[int]], pooling: str) -> list[list[float]]:
+    def embed(self, rows: list[list[int]], pooling: str, normalize: bool | None) -> list[list[float]]:
         hidden_states = self.model.base_model(**self.pad(rows)).last_hidden_state.float()
-        if pooling == "cls":
-            return finite(hidden_states[:, 0])
         lengths = torch.tensor([[len(ids)] for ids in rows], device=self.device)
-        return finite(hidden_states.sum(1) / lengths)  # at padding they are exactly 0
+        # at padding they are exactly 0
+        pooled = hidden_states[:, 0] if pooling == "cls" else hidden_states.sum(1) / lengths
+        return finite(torch.nn.functional.normalize(pooled) if normalize else pooled)
 
-    def classify(self, rows: list[list[int]], top_k: int | None) -> list[list[dict]]:
+    def scores(self, rows: list[list[int]]) -> list[list[float]]:
         config = self.model.config
         scores = self.model(**self.pad(rows)).logits.float()
         if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
@@ -262,11 +282,12 @@ class EndpointHandler:
             scores = scores.sigmoid()
         else:
             scores = scores.softmax(dim=-1)
-        results = []
-        for row in finite(scores):
-            labelled = [{"label": config.id2label[label], "score": score} for label, score in enumerate(row)]
-            results.append(sorted(labelled, key=lambda result: result["score"], reverse=True)[:top_k])
-        return results
+        return finite(scores)
+
+    def labelled(self, scores: list[float], top_k: int | None) -> list[dict]:
+        names = self.model.config.id2label
+        results = [{"label": names[label], "score": score} for label, score in enumerate(scores)]
+        return sorted(results, key=lambda result: result["score"], reverse=True)[:top_k]
 
     def fill_masks(self, rows: list[list[int]], top_k: int) -> list[list]:
         """As the pipeline: of one mask its guesses; of several a list of each one's, in which the others stay."""
