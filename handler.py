@@ -26,9 +26,8 @@ parameters, which may stand beside "inputs" too, as InferenceClient puts them; "
     truncation  true: what is longer is cut; false, the default: it is an error; also called truncate
     normalize   asks for embeddings, if true of length 1
 
-Errors are raised and not returned: Endpoints' server makes of an exception status 400 and {"error": its message}, but
-of what is returned status 200, a result. What the caller can mend is a RequestError; of what goes wrong in the model
-the caller hears that it did, and the log has the details.
+Errors are raised: Endpoints' server makes of them status 400 and {"error": the message}. What the caller can mend is a
+RequestError; of what goes wrong in the model the caller hears that it did, and the log has the details.
 """
 
 import logging
@@ -48,6 +47,7 @@ AUTO_CLASSES = {  # by the ending of the architecture's name
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "Model": AutoModel,
 }
+FOR_EMBEDDINGS = {"pooling", "normalize"}
 PARAMETERS = ("top_k", "pooling", "max_length", "truncation", "normalize")
 MAX_SEQUENCES = 1_000  # in a request, as the next four
 MAX_LETTERS = {"cpu": 100_000, "cuda": 2_000_000}  # of all its sequences together
@@ -56,18 +56,13 @@ MAX_TOP_K = 100
 MAX_ANSWER = 10_000_000  # letters of the sequences that fill-mask gives back
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 BATCH_SCORES = 2**28  # of sdpa's bias, heads × length² a sequence: 1 GiB in float32
-
 COMPLEMENT = str.maketrans("ACGTRYKMBVDH", "TGCAYRMKVBHD")  # N, S and W are their own
 SEQUENCE = re.compile(r"(?:[ACGTUNRYSWKMBDHV\s]+|\[MASK\])*", re.ASCII | re.IGNORECASE)
-
 logger = logging.getLogger(__name__)
 
 
 class RequestError(ValueError):
     """A request that cannot be answered: the message says which part of it and what to do."""
-
-
-# --- requests ----------------------------------------------------------------------------------------------------
 
 
 def shown(value: object) -> str:
@@ -109,8 +104,7 @@ def read_parameters(parameters: object, beside: dict, max_tokens: int) -> dict:
     if not isinstance(parameters, dict | None):
         raise RequestError(f"parameters must be an object, is {shown(parameters)}")
     given = {name: value for name, value in (beside | (parameters or {})).items() if value is not None}
-    if "truncate" in given:
-        given["truncation"] = given.pop("truncate")
+    given = {"truncation" if name == "truncate" else name: value for name, value in given.items()}
     for name, value in given.items():
         if name not in PARAMETERS:
             raise RequestError(f"there is no parameter {shown(name)}: there are {', '.join(PARAMETERS)}")
@@ -124,16 +118,10 @@ def read_parameters(parameters: object, beside: dict, max_tokens: int) -> dict:
     return given
 
 
-# --- the handler -------------------------------------------------------------------------------------------------
-
-
 class EndpointHandler:
     """
     Answers requests by one checkpoint: on a GPU in bf16, by flash attention where it can run and else by sdpa; on one
-    before Ampere, and on the CPU, in float32.
-
-    Args:
-        path: the model's folder, by default this file's. The code in it is run.
+    before Ampere, and on the CPU, in float32. `path` is the model's folder, by default this file's; its code is run.
 
     Raises:
         ValueError: for a checkpoint of another task, of k-mers, and one whose tokenizer does not fit.
@@ -142,9 +130,9 @@ class EndpointHandler:
     def __init__(self, path: str = ""):
         path = path or str(Path(__file__).parent)
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
-        architecture = (config.architectures or ["none"])[0]
         if kmer := getattr(config, "kmer", None):  # run_gue.py's note
             raise ValueError(f"{path}: it reads overlapping {kmer}-mers, and this handler does not cut sequences so")
+        architecture = (config.architectures or ["none"])[0]
         if not (endings := [ending for ending in AUTO_CLASSES if architecture.endswith(ending)]):
             raise ValueError(f"{path}: only *{', *'.join(AUTO_CLASSES)} are served, and it is a {architecture}")
         self.head = endings[0]
@@ -178,37 +166,31 @@ class EndpointHandler:
         sequences = read_sequences(data["inputs"], MAX_LETTERS[self.device])
         try:
             with self.lock, torch.inference_mode():
-                results = self.run(sequences, **parameters)
+                results = self.run(sequences, parameters)
         except torch.OutOfMemoryError:
             logger.exception("out of memory")
             raise RequestError("this endpoint's memory is too small for the request: send shorter sequences") from None
         except RuntimeError:  # torch's: of no use to the caller
             logger.exception("the model failed")
             raise RuntimeError("the model failed on this request: the endpoint's log says why") from None
-        is_labels = self.head == "ForSequenceClassification" and not parameters.keys() & {"pooling", "normalize"}
+        is_labels = self.head == "ForSequenceClassification" and not parameters.keys() & FOR_EMBEDDINGS
         return results if is_labels or isinstance(data["inputs"], list) else results[0]
 
-    def run(
-        self,
-        sequences: dict[str, str],
-        top_k: int | None = None,
-        pooling: str | None = None,
-        max_length: int | None = None,
-        truncation: bool = False,
-        normalize: bool | None = None,
-    ) -> list:
-        encode = partial(self.encode, max_length=max_length or MAX_TOKENS[self.attention], truncation=truncation)
-        rows = encode(sequences)
-        if pooling or normalize is not None or self.head == "Model":
+    def run(self, sequences: dict[str, str], parameters: dict) -> list:
+        limits = {"max_length": MAX_TOKENS[self.attention], "truncation": False}
+        limits |= {name: parameters[name] for name in limits.keys() & parameters.keys()}
+        rows, top_k = self.encode(sequences, **limits), parameters.get("top_k")
+        if self.head == "Model" or parameters.keys() & FOR_EMBEDDINGS:
             if top_k:
                 raise RequestError("top_k is of guesses and labels; there are none to embeddings")
-            return self.in_batches(partial(self.embed, pooling=pooling or "mean", normalize=normalize), rows)
+            return self.in_batches(partial(self.embed, parameters=parameters), rows)
         if self.head == "ForMaskedLM":
             self.check_masks(sequences, rows, top_k or 5)
             return self.in_batches(partial(self.fill_masks, top_k=top_k or 5), rows)
         strands = [rows]
         if getattr(self.model.config, "reverse_complement", False):  # run_gue.py's note
-            strands.append(encode({name: other_strand(sequence) for name, sequence in sequences.items()}))
+            others = {name: other_strand(sequence) for name, sequence in sequences.items()}
+            strands.append(self.encode(others, **limits))
         scores = torch.tensor([self.in_batches(self.scores, strand) for strand in strands]).mean(dim=0)
         return [self.labelled(row, top_k) for row in scores.tolist()]
 
@@ -263,14 +245,12 @@ class EndpointHandler:
         inputs = {"input_ids": input_ids.to(self.device)}
         return inputs if attention_mask.all() else inputs | {"attention_mask": attention_mask.long().to(self.device)}
 
-    # the answers: a result for every row
-
-    def embed(self, rows: list[list[int]], pooling: str, normalize: bool | None) -> list[list[float]]:
+    def embed(self, rows: list[list[int]], parameters: dict) -> list[list[float]]:
         hidden_states = self.model.base_model(**self.pad(rows)).last_hidden_state.float()
         lengths = torch.tensor([[len(ids)] for ids in rows], device=self.device)
-        # at padding they are exactly 0
-        pooled = hidden_states[:, 0] if pooling == "cls" else hidden_states.sum(1) / lengths
-        return finite(torch.nn.functional.normalize(pooled) if normalize else pooled)
+        is_first = parameters.get("pooling") == "cls"
+        pooled = hidden_states[:, 0] if is_first else hidden_states.sum(1) / lengths  # at padding they are exactly 0
+        return finite(torch.nn.functional.normalize(pooled) if parameters.get("normalize") else pooled)
 
     def scores(self, rows: list[list[int]]) -> list[list[float]]:
         config = self.model.config
@@ -285,8 +265,7 @@ class EndpointHandler:
         return finite(scores)
 
     def labelled(self, scores: list[float], top_k: int | None) -> list[dict]:
-        names = self.model.config.id2label
-        results = [{"label": names[label], "score": score} for label, score in enumerate(scores)]
+        results = [{"label": self.model.config.id2label[label], "score": score} for label, score in enumerate(scores)]
         return sorted(results, key=lambda result: result["score"], reverse=True)[:top_k]
 
     def fill_masks(self, rows: list[list[int]], top_k: int) -> list[list]:

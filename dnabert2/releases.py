@@ -21,7 +21,7 @@ TOKENIZER = (
 ).split()
 OF_THIS_MACHINE = ("is_local", "local_files_only", "name_or_path")  # transformers': where a tokenizer was read
 MODEL_TYPE = "dnabert2"
-SERVING = ("handler.py", "requirements.txt")  # of an Inference Endpoint, which needs both; adapters it cannot serve
+SERVING = ("handler.py", "requirements.txt")  # of an Inference Endpoint, which needs both; not of adapters and k-mers
 
 
 def is_of_model(name: str) -> bool:
@@ -76,7 +76,7 @@ def assemble(folder: Path, release: Path, base_model: str | None = None):
         config["auto_map"] = read_json(ROOT / "config.json")["auto_map"]
         code = folder if (folder / f"modeling_{MODEL_TYPE}.py").is_file() else ROOT
         files |= {path.name: path for path in code.glob(f"*_{MODEL_TYPE}.py")}
-        if ADAPTER_CONFIG not in files:
+        if ADAPTER_CONFIG not in files and not config.get("kmer"):
             files |= {name: (folder if (folder / name).is_file() else ROOT) / name for name in SERVING}
     config.pop("_name_or_path", None)
     written["config.json"] = config

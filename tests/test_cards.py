@@ -56,7 +56,7 @@ def test_a_task_of_gue_is_in_the_model_index(tmp_path):
     assert card.data.model_name == "model" and card.data.get("base_model") is None
     assert "one and the same for all rows" in card.text and "2,600 rows" in card.text
     assert "| learning_rate | 3e-05 |" in card.text and "num_train_epochs" not in card.text
-    assert "Training saw both" in card.text
+    assert "Training saw both" in card.text and "A pipeline answers for the one strand" in card.text
 
 
 def test_a_base_that_the_run_does_not_know_can_be_named(tmp_path):
