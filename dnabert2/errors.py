@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+import traceback
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -42,8 +43,10 @@ def run_script(main: Callable[[], None]):
     at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         main()
-    except (UsageError, OSError) as error:
-        if "--debug" in sys.argv:
+    except BaseException as error:
+        # Lets go of what its frames hold: at the exit Python waits for a loader's workers, which heed no SIGTERM.
+        traceback.clear_frames(error.__traceback__)
+        if not isinstance(error, UsageError | OSError) or "--debug" in sys.argv:
             raise
         sys.exit(f"error: {without_tokens(' '.join(str(error).split()))}")
     finally:

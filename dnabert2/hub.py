@@ -145,7 +145,7 @@ class Pusher:
             shutil.rmtree(snapshot, ignore_errors=True)
         if failure:
             step = snapshot.name.removeprefix(SNAPSHOT)
-            print(f"The checkpoint of step {step} was not pushed, and training goes on: {failure}", file=sys.stderr)
+            print(f"The checkpoint of step {step} was not pushed: {failure}", file=sys.stderr)
 
     def _command(self, folder: Path, python: str = sys.executable) -> list[str]:
         trust = ["--trust_remote_code"] if self.trust_remote_code else []

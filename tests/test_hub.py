@@ -619,9 +619,7 @@ class TestAPusher:
         with pusher.snapshot(7):
             pass
         pusher.pushes[-1][0].result()
-        told = (
-            "The checkpoint of step 7 was not pushed, and training goes on: error: no pushing to user/name: it fails"
-        )
+        told = "The checkpoint of step 7 was not pushed: error: no pushing to user/name: it fails"
         assert told in capfd.readouterr().err
 
     def test_tells_of_a_push_that_could_not_begin(self, monkeypatch, pusher, tmp_path, capfd):
