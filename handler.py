@@ -5,34 +5,35 @@ It travels with the checkpoint and stands alone: torch, transformers, the standa
     python -c 'from handler import EndpointHandler; print(EndpointHandler(".")({"inputs": "ACGT[MASK]TTGA"}))'
 
 A request is {"inputs": one sequence or a list of them, "parameters": {...}}; the answer is the result of the sequence,
-or the list of their results.
+or the list of their results. Of a classifier it is a list for one sequence too: InferenceClient takes its first.
 
     {"inputs": "ACGT[MASK]TTGA", "parameters": {"top_k": 3}}
         of a masked language model, as pipeline("fill-mask") gives it: [{"score": 0.9, "token": 7, "token_str": "G",
         "sequence": "ACGTGTTGA"}, ...]; for several masks a list of these
     {"inputs": ["ACGTTGA", "ttgnacg"]}
         of a classifier, the most probable label first: [[{"label": "promoter", "score": 0.8}, ...], [...]]; of a
-        regression the score is the value, in the unit of its labels; of an encoder alone these are embeddings
+        regression the score is the value, in the unit of its labels; means of both strands where run_gue.py took them
+        (--reverse_complement); of an encoder alone these are embeddings
     {"inputs": ["ACGTTGA", "ttgnacg"], "parameters": {"pooling": "mean"}}
         of any of them, an embedding, a list of numbers, for each sequence
 
 A sequence is of A, C, G, T, U, N, the other IUPAC letters and [MASK], in either case; white space is dropped. All the
-parameters:
+parameters, which may stand beside "inputs" too, as InferenceClient puts them; "options" there are ignored:
 
     top_k       so many guesses for a mask (5), or labels (all)
     pooling     asks for embeddings: the last hidden states' "mean" over all tokens but padding, or that of "cls"
     max_length  how many tokens a sequence may have, special ones included: at most, and by default, MAX_TOKENS
-    truncation  true: what is longer is cut; false, the default: it is an error
+    truncation  true: what is longer is cut; false, the default: it is an error; also called truncate
+    normalize   asks for embeddings, if true of length 1
 
-Errors are raised and not returned: Endpoints' server makes of an exception status 400 and {"error": its message}, but
-of what is returned status 200, a result. What the caller can mend is a RequestError; of what goes wrong in the model
-the caller hears that it did, and the log has the details.
+Errors are raised: Endpoints' server makes of them status 400 and {"error": the message}. What the caller can mend is a
+RequestError; of what goes wrong in the model the caller hears that it did, and the log has the details.
 """
 
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +47,8 @@ AUTO_CLASSES = {  # by the ending of the architecture's name
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "Model": AutoModel,
 }
-PARAMETERS = ("top_k", "pooling", "max_length", "truncation")
+FOR_EMBEDDINGS = {"pooling", "normalize"}
+PARAMETERS = ("top_k", "pooling", "max_length", "truncation", "normalize")
 MAX_SEQUENCES = 1_000  # in a request, as the next four
 MAX_LETTERS = {"cpu": 100_000, "cuda": 2_000_000}  # of all its sequences together
 MAX_TOKENS = {"sdpa": 4_096, "flash_attention_2": 65_536}  # of one; sdpa's memory grows with the square
@@ -54,17 +56,13 @@ MAX_TOP_K = 100
 MAX_ANSWER = 10_000_000  # letters of the sequences that fill-mask gives back
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 BATCH_SCORES = 2**28  # of sdpa's bias, heads × length² a sequence: 1 GiB in float32
-
+COMPLEMENT = str.maketrans("ACGTRYKMBVDH", "TGCAYRMKVBHD")  # N, S and W are their own
 SEQUENCE = re.compile(r"(?:[ACGTUNRYSWKMBDHV\s]+|\[MASK\])*", re.ASCII | re.IGNORECASE)
-
 logger = logging.getLogger(__name__)
 
 
 class RequestError(ValueError):
     """A request that cannot be answered: the message says which part of it and what to do."""
-
-
-# --- requests ----------------------------------------------------------------------------------------------------
 
 
 def shown(value: object) -> str:
@@ -96,11 +94,17 @@ def read_sequences(inputs: object, max_letters: int) -> dict[str, str]:
     return {name: "".join(sequence.split()).upper().replace("U", "T") for name, sequence in named.items()}
 
 
-def read_parameters(parameters: object, max_tokens: int) -> dict:
+def other_strand(sequence: str) -> str:
+    parts = re.split(r"(\[MASK\])", sequence)
+    return "".join(part if part == "[MASK]" else part.translate(COMPLEMENT)[::-1] for part in reversed(parts))
+
+
+def read_parameters(parameters: object, beside: dict, max_tokens: int) -> dict:
     """Those that are given and not null. Raises RequestError for unknown ones and for values that cannot be."""
     if not isinstance(parameters, dict | None):
         raise RequestError(f"parameters must be an object, is {shown(parameters)}")
-    given = {name: value for name, value in (parameters or {}).items() if value is not None}
+    given = {name: value for name, value in (beside | (parameters or {})).items() if value is not None}
+    given = {"truncation" if name == "truncate" else name: value for name, value in given.items()}
     for name, value in given.items():
         if name not in PARAMETERS:
             raise RequestError(f"there is no parameter {shown(name)}: there are {', '.join(PARAMETERS)}")
@@ -109,29 +113,26 @@ def read_parameters(parameters: object, max_tokens: int) -> dict:
             raise RequestError(f"{name} must be a whole number from {least} to {most:,}")
         if name == "pooling" and value not in ("mean", "cls"):
             raise RequestError(f'pooling must be "mean" or "cls", is {shown(value)}')
-        if name == "truncation" and not isinstance(value, bool):
-            raise RequestError(f"truncation must be true or false, is {shown(value)}")
+        if name in ("truncation", "normalize") and not isinstance(value, bool):
+            raise RequestError(f"{name} must be true or false, is {shown(value)}")
     return given
-
-
-# --- the handler -------------------------------------------------------------------------------------------------
 
 
 class EndpointHandler:
     """
     Answers requests by one checkpoint: on a GPU in bf16, by flash attention where it can run and else by sdpa; on one
-    before Ampere, and on the CPU, in float32.
-
-    Args:
-        path: the model's folder, by default this file's. The code in it is run.
+    before Ampere, and on the CPU, in float32. `path` is the model's folder, by default this file's; its code is run.
 
     Raises:
-        ValueError: for a checkpoint of another task, and one whose tokenizer does not fit.
+        ValueError: for a checkpoint of another task, of k-mers, and one whose tokenizer does not fit.
     """
 
     def __init__(self, path: str = ""):
         path = path or str(Path(__file__).parent)
-        architecture = (AutoConfig.from_pretrained(path, trust_remote_code=True).architectures or ["none"])[0]
+        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        if kmer := getattr(config, "kmer", None):  # run_gue.py's note
+            raise ValueError(f"{path}: it reads overlapping {kmer}-mers, and this handler does not cut sequences so")
+        architecture = (config.architectures or ["none"])[0]
         if not (endings := [ending for ending in AUTO_CLASSES if architecture.endswith(ending)]):
             raise ValueError(f"{path}: only *{', *'.join(AUTO_CLASSES)} are served, and it is a {architecture}")
         self.head = endings[0]
@@ -160,39 +161,40 @@ class EndpointHandler:
         """
         if not isinstance(data, dict) or "inputs" not in data:
             raise RequestError('send {"inputs": one sequence or a list of them, "parameters": {...}}')
-        if unknown := [name for name in data if name not in ("inputs", "parameters")]:
-            raise RequestError(f"a request has inputs and parameters, and no {shown(unknown[0])}")
-        parameters = read_parameters(data.get("parameters"), MAX_TOKENS[self.attention])
+        beside = {name: value for name, value in data.items() if name not in ("inputs", "parameters", "options")}
+        parameters = read_parameters(data.get("parameters"), beside, MAX_TOKENS[self.attention])
         sequences = read_sequences(data["inputs"], MAX_LETTERS[self.device])
         try:
             with self.lock, torch.inference_mode():
-                results = self.run(sequences, **parameters)
+                results = self.run(sequences, parameters)
         except torch.OutOfMemoryError:
             logger.exception("out of memory")
             raise RequestError("this endpoint's memory is too small for the request: send shorter sequences") from None
         except RuntimeError:  # torch's: of no use to the caller
             logger.exception("the model failed")
             raise RuntimeError("the model failed on this request: the endpoint's log says why") from None
-        return results if isinstance(data["inputs"], list) else results[0]
+        is_labels = self.head == "ForSequenceClassification" and not parameters.keys() & FOR_EMBEDDINGS
+        return results if is_labels or isinstance(data["inputs"], list) else results[0]
 
-    def run(
-        self,
-        sequences: dict[str, str],
-        top_k: int | None = None,
-        pooling: str | None = None,
-        max_length: int | None = None,
-        truncation: bool = False,
-    ) -> list:
-        rows = self.encode(sequences, max_length or MAX_TOKENS[self.attention], truncation)
-        if pooling or self.head == "Model":
+    def run(self, sequences: dict[str, str], parameters: dict) -> list:
+        limits = {"max_length": MAX_TOKENS[self.attention], "truncation": False}
+        limits |= {name: parameters[name] for name in limits.keys() & parameters.keys()}
+        rows, top_k = self.encode(sequences, **limits), parameters.get("top_k")
+        if self.head == "Model" or parameters.keys() & FOR_EMBEDDINGS:
             if top_k:
                 raise RequestError("top_k is of guesses and labels; there are none to embeddings")
-            answer = partial(self.embed, pooling=pooling or "mean")
-        elif self.head == "ForMaskedLM":
+            return self.in_batches(partial(self.embed, parameters=parameters), rows)
+        if self.head == "ForMaskedLM":
             self.check_masks(sequences, rows, top_k or 5)
-            answer = partial(self.fill_masks, top_k=top_k or 5)
-        else:
-            answer = partial(self.classify, top_k=top_k)
+            return self.in_batches(partial(self.fill_masks, top_k=top_k or 5), rows)
+        strands = [rows]
+        if getattr(self.model.config, "reverse_complement", False):  # run_gue.py's note
+            others = {name: other_strand(sequence) for name, sequence in sequences.items()}
+            strands.append(self.encode(others, **limits))
+        scores = torch.tensor([self.in_batches(self.scores, strand) for strand in strands]).mean(dim=0)
+        return [self.labelled(row, top_k) for row in scores.tolist()]
+
+    def in_batches(self, answer: Callable[[list[list[int]]], list], rows: list[list[int]]) -> list:
         results = [None] * len(rows)
         for batch in self.batches(rows):
             for number, result in zip(batch, answer([rows[number] for number in batch]), strict=True):
@@ -243,16 +245,14 @@ class EndpointHandler:
         inputs = {"input_ids": input_ids.to(self.device)}
         return inputs if attention_mask.all() else inputs | {"attention_mask": attention_mask.long().to(self.device)}
 
-    # the answers: a result for every row
-
-    def embed(self, rows: list[list[int]], pooling: str) -> list[list[float]]:
+    def embed(self, rows: list[list[int]], parameters: dict) -> list[list[float]]:
         hidden_states = self.model.base_model(**self.pad(rows)).last_hidden_state.float()
-        if pooling == "cls":
-            return finite(hidden_states[:, 0])
         lengths = torch.tensor([[len(ids)] for ids in rows], device=self.device)
-        return finite(hidden_states.sum(1) / lengths)  # at padding they are exactly 0
+        is_first = parameters.get("pooling") == "cls"
+        pooled = hidden_states[:, 0] if is_first else hidden_states.sum(1) / lengths  # at padding they are exactly 0
+        return finite(torch.nn.functional.normalize(pooled) if parameters.get("normalize") else pooled)
 
-    def classify(self, rows: list[list[int]], top_k: int | None) -> list[list[dict]]:
+    def scores(self, rows: list[list[int]]) -> list[list[float]]:
         config = self.model.config
         scores = self.model(**self.pad(rows)).logits.float()
         if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
@@ -262,11 +262,11 @@ class EndpointHandler:
             scores = scores.sigmoid()
         else:
             scores = scores.softmax(dim=-1)
-        results = []
-        for row in finite(scores):
-            labelled = [{"label": config.id2label[label], "score": score} for label, score in enumerate(row)]
-            results.append(sorted(labelled, key=lambda result: result["score"], reverse=True)[:top_k])
-        return results
+        return finite(scores)
+
+    def labelled(self, scores: list[float], top_k: int | None) -> list[dict]:
+        results = [{"label": self.model.config.id2label[label], "score": score} for label, score in enumerate(scores)]
+        return sorted(results, key=lambda result: result["score"], reverse=True)[:top_k]
 
     def fill_masks(self, rows: list[list[int]], top_k: int) -> list[list]:
         """As the pipeline: of one mask its guesses; of several a list of each one's, in which the others stay."""

@@ -15,28 +15,21 @@ import os
 import time
 from argparse import Namespace
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 from transformers import PreTrainedTokenizerBase
 
-from dnabert2 import classifiers, cuda_graphs, gue_report
+from dnabert2 import classifiers, cuda_graphs, gue_arguments, gue_report
 from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, MetricsFile
 from dnabert2.data_checks import check_data, flaws
 from dnabert2.encoding import EncodedTask, encode
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
 from dnabert2.finetuning import finetune, predict, probabilities, score, strands_of
-from dnabert2.gue_arguments import (
-    check_args,
-    eval_batch_size,
-    micro_batch_size,
-    parse_args,
-    recipe_of,
-    refuse_several_models,
-)
 from dnabert2.gue_sources import Source, find_sources, is_of_gue, model_fingerprint
 from dnabert2.hub import Pusher
 from dnabert2.label_scale import scale_of_task, write_scale
@@ -108,7 +101,9 @@ def check_recipes(args: Namespace, accelerator: Accelerator, sources: list[Sourc
     for source in sources:
         # rows are counted only where they decide: a warm-up of the command line may be longer than a run
         rows = 1 if args.num_warmup_steps is None else len(source.load().splits["train"])
-        micro_batch_size(args, recipe_of(args, source.recipe, rows), accelerator.num_processes)
+        gue_arguments.micro_batch_size(
+            args, gue_arguments.recipe_of(args, source.recipe, rows), accelerator.num_processes
+        )
 
 
 def default_precision() -> str | None:
@@ -132,7 +127,7 @@ def run(
 ):
     """One dataset, one seed: fine-tunes, predicts test once, and writes the run's folder, its results last."""
     folder = run_folder(args, source, seed)
-    recipe = recipe_of(args, source.recipe, len(data.splits["train"]))
+    recipe = gue_arguments.recipe_of(args, source.recipe, len(data.splits["train"]))
     if accelerator.is_main_process:
         make_folder(folder)
     accelerator.wait_for_everyone()
@@ -145,7 +140,7 @@ def run(
         write_scale(model.config, scale)
     if args.use_lora:
         model = classifiers.add_adapter(model, args)
-    micro_batch = micro_batch_size(args, recipe, accelerator.num_processes)
+    micro_batch = gue_arguments.micro_batch_size(args, recipe, accelerator.num_processes)
     use_cuda_graphs = (
         not args.no_cuda_graphs
         and cuda_graphs.can_record(accelerator, model, task.max_seq_length, args.attn_implementation)
@@ -162,7 +157,7 @@ def run(
     )
     # precision, device and compiler are Accelerate's; DDP is not used, see `finetuning.sum_gradients`
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    eval_batch = eval_batch_size(args, accelerator.device.type, task.max_seq_length)
+    eval_batch = gue_arguments.eval_batch_size(args, accelerator.device.type, task.max_seq_length)
     state = RunState(accelerator, folder, arguments, args.checkpointing_steps, sigterm)
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -237,16 +232,15 @@ def run(
 
 
 def main():
-    args = parse_args(__doc__)
-    check_args(args)
+    args = gue_arguments.parse_args(__doc__)
+    gue_arguments.check_args(args)
     accelerator = Accelerator(
-        mixed_precision=default_precision(), gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+        mixed_precision=default_precision(),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # others wait while the first process asks the Hub: longer, if that is slow, than the ten minutes of NCCL
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
-    if accelerator.distributed_type not in (
-        DistributedType.NO,
-        DistributedType.MULTI_GPU,
-        DistributedType.MULTI_CPU,
-    ):
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UsageError(f"{accelerator.distributed_type.value} is not for fine-tuning: launch with --num_processes")
     make_folder(args.output_dir)
     if args.predict_file:
@@ -262,7 +256,7 @@ def main():
             f"{args.data_dir} is read as a task of your own; for the recipe of GUE's, and its published scores, give "
             "--data_dir the folder above and --tasks"
         )
-    refuse_several_models(args, len(sources))
+    gue_arguments.refuse_several_models(args, len(sources))
     runs = runs_to_do(args, accelerator, sources)
     pusher = Pusher(args, accelerator.is_main_process)
     to_do = sum(map(len, runs.values()))

@@ -19,10 +19,10 @@ from transformers.utils import logging
 from dnabert2 import classifiers
 from dnabert2.encoding import kmers
 from dnabert2.errors import UsageError, add_debug, run_script
-from dnabert2.gue_report import read_json
 from dnabert2.labelled import REGRESSION
 from dnabert2.loading import errors_name, load_tokenizer
-from dnabert2.releases import ADAPTER_CONFIG, MODEL_TYPE, assemble
+from dnabert2.released_files import read_json
+from dnabert2.releases import ADAPTER_CONFIG, MODEL_TYPE, add_trust, assemble, refuse_untrusted_base
 from dnabert2.run_records import Record, read_record, results_of_gue, results_of_run, write_results
 
 
@@ -65,7 +65,13 @@ def _shown(outputs: list[dict], key: str) -> list[dict]:
     return [{"label": output[key], "score": round(output["score"], 4)} for output in outputs[:SHOWN]]
 
 
-def examples(release: Path, task: str, tokenizer: PreTrainedTokenizerBase, kmer: int | None = None) -> list[dict]:
+def examples(
+    release: Path,
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    kmer: int | None = None,
+    trust_remote_code: bool = False,
+) -> list[dict]:
     """
     What this model says of `EXAMPLES`, as the Hub's widgets take them: by `pipeline` on a CPU, as a user would ask.
     Beside that "hidden", the masked bases. Of models that are neither for masks nor for classes none.
@@ -74,7 +80,7 @@ def examples(release: Path, task: str, tokenizer: PreTrainedTokenizerBase, kmer:
         return []
     with errors_name(release):
         if classifiers.is_adapter(release):
-            model = classifiers.load_finetuned(str(release), trust_remote_code=True).merge_and_unload()
+            model = classifiers.load_finetuned(str(release), trust_remote_code).merge_and_unload()
             ask = pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
         else:
             ask = pipeline(task, model=str(release), trust_remote_code=True, device="cpu")
@@ -92,7 +98,13 @@ def examples(release: Path, task: str, tokenizer: PreTrainedTokenizerBase, kmer:
 
 
 def write_card(
-    release: Path, folder: Path, repo: str, *, base_model: str | None = None, gue_results: Path | None = None
+    release: Path,
+    folder: Path,
+    repo: str,
+    *,
+    base_model: str | None = None,
+    gue_results: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> str:
     """
     Writes README.md, results and curves beside a model that `publish.assemble` has laid out, and returns the title of
@@ -103,10 +115,13 @@ def write_card(
         repo: where the model goes, user/name.
         base_model: Hub name of the model that it was trained from, if the run does not know it.
         gue_results: --output_dir of runs of run_gue.py with this pretrained model.
+        trust_remote_code: run the code that an adapter's base has on the Hub.
 
     Raises:
-        UsageError: for an architecture that has no task, results of another model, and what `pipeline` cannot load.
+        UsageError: for an architecture that has no task, results of another model, what `pipeline` cannot load, and
+            an adapter whose base is not trusted.
     """
+    refuse_untrusted_base(release, trust_remote_code)
     logging.disable_progress_bar()
     record = read_record(folder)
     config = read_json(release / "config.json")
@@ -118,16 +133,19 @@ def write_card(
     if is_adapter:
         base_model = read_json(release / ADAPTER_CONFIG)["base_model_name_or_path"]
     base_model = base_model or record.base_model
+    relation = "adapter" if is_adapter else "finetune"
+    if "converted_from" in record.results:  # the weights are those of its base: the Hub has no word for that
+        relation = None
     tokenizer = load_tokenizer(release)
-    shown = examples(release, task, tokenizer, record.hyperparameters.get("kmer"))
+    shown = examples(release, task, tokenizer, record.hyperparameters.get("kmer"), trust_remote_code)
     write_results(release, folder, record, gue_results)
     evaluations, datasets = results_of_gue(gue_results, folder) if gue_results else ([], [])
     if "test" in record.results:
         evaluations = results_of_run(record.results, record.dataset)
     is_ours = config["model_type"] == MODEL_TYPE
     metrics = {result.metric_type: None for result in evaluations}  # in order, each once
-    last = {key: value for line in record.metrics for key, value in line.items()}  # the newest value of each
-    if "validation_accuracy" in last:
+    validation = next((line for line in reversed(record.metrics) if "validation_loss" in line), {})  # the newest
+    if validation:
         metrics |= {"accuracy": None}
     data = ModelCardData(
         license="apache-2.0" if is_ours else "unknown",
@@ -138,7 +156,7 @@ def write_card(
         datasets=[record.dataset] if record.dataset else None,
         metrics=[*metrics] or None,
         base_model=base_model,
-        base_model_relation=("adapter" if is_adapter else "finetune") if base_model else None,
+        base_model_relation=relation if base_model else None,
         widget=[{key: value for key, value in example.items() if key != "hidden"} for example in shown] or None,
         eval_results=evaluations or None,
         model_name=repo.rpartition("/")[2] if evaluations else None,
@@ -164,7 +182,7 @@ def write_card(
         evaluations=evaluations,
         gue=datasets,
         files={path.name for path in release.iterdir()},
-        last=last,
+        validation=validation,
     )
     card.save(release / CARD)
     return _commit_title(record)
@@ -186,11 +204,13 @@ def main():
     parser.add_argument("repo", help="user/name, where it is to go")
     parser.add_argument("--base_model", help="Hub name of the model that this one was trained from")
     parser.add_argument("--gue_results", type=Path, help="--output_dir of run_gue.py with this model")
+    add_trust(parser)
     add_debug(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as release:
         assemble(args.folder, Path(release), args.base_model)
-        write_card(Path(release), args.folder, args.repo, base_model=args.base_model, gue_results=args.gue_results)
+        options = {name: getattr(args, name) for name in ("base_model", "gue_results", "trust_remote_code")}
+        write_card(Path(release), args.folder, args.repo, **options)
         print((Path(release) / CARD).read_text())
 
 

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from dnabert2.checkpoints import RESULTS_FILE
 from dnabert2.errors import UsageError, add_debug, run_script
 from dnabert2.files import whole_folder
 from dnabert2.loading import ROOT, errors_name
@@ -172,12 +173,23 @@ def convert(source: str, output: Path, revision: str | None = None) -> str:
         revision: of the Hub: a branch, tag or commit.
 
     Raises:
-        UsageError: for a source of other code, damaged or unsafe, and for an output that cannot be, or is in use.
+        UsageError: for a source of other code, damaged or unsafe, a revision of a folder, and for an output that
+            cannot be, or is in use.
     """
+    is_folder = Path(source).is_dir()
+    if is_folder and revision:
+        raise UsageError(
+            f"--revision {revision} is of a repository on the Hub, and {source} is a folder: leave it out"
+        )
     with errors_name(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UsageError("is there, and not an empty folder: name another")
-    config, unused = read_config(fetch(source, "config.json", revision=revision))
+    config_file = fetch(source, "config.json", revision=revision)
+    if (
+        not is_folder
+    ):  # the others of the same commit: it lies in the cache under that, and a branch may move meanwhile
+        revision = config_file.parent.name
+    config, unused = read_config(config_file)
     tokenizer = fetch(source, "tokenizer.json", revision=revision)
     released_pad, config.pad_token_id = config.pad_token_id, read_pad_token_id(tokenizer, config.vocab_size)
     file = fetch(source, "model.safetensors", "pytorch_model.bin", revision=revision)
@@ -203,6 +215,9 @@ def convert(source: str, output: Path, revision: str | None = None) -> str:
         for name in SERVING:
             shutil.copyfile(ROOT / name, folder / name)
         (folder / "README.md").write_text(card(source, auto_class.__name__, task, pooler))
+        # for the card of a push
+        results = {"converted_from": Path(source).resolve().name if is_folder else source, "is_on_hub": not is_folder}
+        (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
     renamed = sum(name != new for name, new in names.items())
     stated = (
         f"{source}: all {len(names)} tensors of {file.name} are in {output}, a {type(model).__name__} of "

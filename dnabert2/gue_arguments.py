@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from dnabert2 import hub, loading, releases
-from dnabert2.errors import UsageError, add_debug
+from dnabert2.errors import Parser, UsageError, add_debug
 from dnabert2.gue import Recipe
 from dnabert2.labelled import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
@@ -22,7 +22,7 @@ LORA_TARGETS = "Wqkv,dense,gated_layers,wo"  # every matrix of an encoder layer
 
 def parse_args(description: str) -> argparse.Namespace:
     """Reads the command line; `description` heads --help."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
     model.add_argument("--model_name_or_path", help="pretrained model, of any kind: a folder or a Hub name")
     model.add_argument(

@@ -12,18 +12,19 @@ import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 from dnabert2 import publish, releases
 from dnabert2.checkpoints import METRICS_FILE, STATE_FILE
-from dnabert2.errors import UsageError
+from dnabert2.errors import UsageError, at_end
 from dnabert2.loading import ROOT
 
 
 STRATEGIES = ("end", "checkpoint")
 SNAPSHOT = "push.tmp-"  # in the name of a folder that is being pushed
+LAST_WAIT = 60  # s that a run which was broken off waits for the push under way
 
 
 def add_arguments(parser: ArgumentParser):
@@ -77,15 +78,18 @@ class Pusher:
         self.has_checkpoints = args.hub_strategy == "checkpoint" and is_main_process
         if not args.push_to_hub or not is_main_process:
             return
-        self.output_dir, self.token = args.output_dir, token
+        self.output_dir, self.token, self.trust_remote_code = args.output_dir, token, args.trust_remote_code
         self.repo = publish.open_repository(
             args.hub_model_id or args.output_dir.resolve().name, token, args.hub_private_repo, waits=()
         )
         print(f"Hub         {self.repo} gets {'checkpoints and ' * self.has_checkpoints}the model at the end")
-        for folder in self.output_dir.glob(f"{SNAPSHOT}*"):  # of a run that was killed
+        # Of a run that was killed. Should a push of its be alive, that fails, and commits nothing.
+        for folder in self.output_dir.glob(f"{SNAPSHOT}*"):
             shutil.rmtree(folder)
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self.pushes: list[tuple[Future, Path]] = []  # with their snapshots; one runs, and none but the last waits
+        self.process: subprocess.Popen | None = None  # the last that pushes or has pushed
+        at_end.callback(self._leave)
 
     @contextmanager
     def snapshot(self, step: int) -> Iterator[Path]:
@@ -115,35 +119,73 @@ class Pusher:
         if self.pushes and self.pushes[-1][0].cancel():
             shutil.rmtree(self.pushes.pop()[1])
 
+    def _is_pushing(self) -> bool:
+        return bool(self.pushes) and not self.pushes[-1][0].done()
+
     def _push_snapshot(self, snapshot: Path):
         """In the thread, which waits for the process that does it. A failure is told, and training goes on."""
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         if self.token:
             environment["HF_TOKEN"] = self.token
-        command = [sys.executable, "-m", "dnabert2.publish", str(snapshot), self.repo]
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        shutil.rmtree(snapshot)
-        if done.returncode:
-            told = done.stderr.strip().splitlines() or ["it was killed"]
+        try:
+            with subprocess.Popen(
+                self._command(snapshot),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as self.process:
+                errors = self.process.communicate()[1].strip().splitlines() or ["it was killed"]
+            failure = errors[-1] if self.process.returncode else None
+        except OSError as error:  # no memory for a process
+            failure = str(error)
+        finally:
+            shutil.rmtree(snapshot, ignore_errors=True)
+        if failure:
             step = snapshot.name.removeprefix(SNAPSHOT)
-            print(f"The checkpoint of step {step} was not pushed, and training goes on: {told[-1]}", file=sys.stderr)
+            print(f"The checkpoint of step {step} was not pushed: {failure}", file=sys.stderr)
+
+    def _command(self, folder: Path, python: str = sys.executable) -> list[str]:
+        trust = ["--trust_remote_code"] if self.trust_remote_code else []
+        return [python, "-m", "dnabert2.publish", str(folder), self.repo, *trust]
+
+    def _leave(self):
+        """At the end of the script. If that is not `finish`'s, a push under way has some time left, and none waits."""
+        self._drop_waiting()
+        if self._is_pushing():
+            future, snapshot = self.pushes[-1]
+            step = snapshot.name.removeprefix(SNAPSHOT)
+            print(f"Waiting for the push of step {step}, {LAST_WAIT} s at most; Ctrl-C ends it", file=sys.stderr)
+            try:
+                wait([future], timeout=LAST_WAIT)
+            finally:
+                if self.process and self.process.poll() is None:
+                    self.process.kill()
+        self.executor.shutdown()
 
     def finish(self, folder: Path):
         """
         Pushes the trained model of a folder, after a push that is under way.
 
-        Raises UsageError if that fails, with the command that pushes it later.
+        Raises UsageError if that fails, with the command that pushes it later, which is told of any other error too.
         """
         if self.repo is None:
             return
-        self._drop_waiting()
-        if self.pushes and not self.pushes[-1][0].done():
-            print("Waiting for the push of a checkpoint")
-        self.executor.shutdown()
+        login = ", with the token in HF_TOKEN" if self.token else ""
+        later = (
+            f"The model is whole in {folder}. To push it later{login}: {shlex.join(self._command(folder, 'python'))}"
+        )
         try:
-            print(f"Pushed to {publish.publish(folder, self.repo, token=self.token)}")
-        except UsageError as error:
-            command = shlex.join(["python", "-m", "dnabert2.publish", str(folder), self.repo])
-            login = ", with the token in HF_TOKEN" if self.token else ""
-            raise UsageError(f"{error}. The model is whole in {folder}. To push it later{login}: {command}") from error
+            self._drop_waiting()
+            if self._is_pushing():
+                print("Waiting for the push of a checkpoint")
+            self.executor.shutdown()
+            options = {"token": self.token, "trust_remote_code": self.trust_remote_code}
+            print(f"Pushed to {publish.publish(folder, self.repo, **options)}")
+        except (UsageError, OSError) as error:
+            raise UsageError(f"{error}. {later}") from error
+        except BaseException:  # Ctrl-C, or a fault of ours
+            print(later, file=sys.stderr)
+            raise

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from dnabert2 import batches, hub, loading
-from dnabert2.errors import UsageError, add_debug
+from dnabert2.errors import Parser, UsageError, add_debug
 
 
 # transformers' schedules that need nothing but the numbers of steps
@@ -16,7 +16,7 @@ WARMUP_SHARE = 0.06  # the paper's 30,000 of 500,000 steps
 
 def parse_args(description: str) -> argparse.Namespace:
     """Reads the command line; `description` heads --help."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
     model.add_argument("--model_name_or_path", help="pretrained model to go on from: a folder or a Hub name")
     model.add_argument(

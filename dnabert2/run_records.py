@@ -15,11 +15,13 @@ from dnabert2.checkpoints import METRICS_FILE, RESULTS_FILE, STATE_FILE
 from dnabert2.errors import UsageError
 from dnabert2.files import write_whole
 from dnabert2.gue import TASKS_BY_NAME
-from dnabert2.gue_report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE, read_json
+from dnabert2.gue_report import JSON_FILE, MARKDOWN_FILE, PICTURE_FILE
 from dnabert2.gue_sources import model_fingerprint
+from dnabert2.released_files import read_json
 
 
-CURVES = "curves.png"
+CURVES, VALIDATION = "curves.png", "validation.md"
+WRITTEN = {RESULTS_FILE, METRICS_FILE, CURVES, VALIDATION, MARKDOWN_FILE, PICTURE_FILE}  # by `write_results`
 METRICS = {  # of dnabert2.metrics: the Hub's name, and a title
     "mcc": ("matthews_correlation", "MCC"),
     "macro_f1": ("f1", "macro F1"),
@@ -61,7 +63,7 @@ def recipe_of_pretraining(args: Namespace, corpus: str, mixed_precision: str, nu
 class Record:
     """What a run's folder knows of its model; empty where it knows nothing."""
 
-    results: dict  # all_results.json: of run_gue.py with "task"
+    results: dict  # all_results.json: of run_gue.py with "task", of dnabert2.convert with "converted_from"
     recipe: dict  # of `recipe_of_pretraining`
     step: int | None  # of a checkpoint-STEP
     metrics: list[dict]  # lines up to that step
@@ -85,7 +87,7 @@ def read_record(folder: Path) -> Record:
     texts = metrics_file.read_text().splitlines() if metrics_file else []
     lines = [json.loads(text) for text in texts if text.endswith("}")]  # the last can be torn
     lines = [line for line in lines if step is None or line["step"] <= step]
-    names = recipe
+    names = {"base_model": results["converted_from"]} if results.get("is_on_hub") else recipe
     hyperparameters = recipe.get("hyperparameters", {})
     if "task" in results:
         arguments = results["arguments"]
@@ -183,8 +185,8 @@ def write_results(release: Path, folder: Path, record: Record, gue_results: Path
     """Lays results, metrics and curves into the release."""
     if record.results:
         write_whole(release / RESULTS_FILE, json.dumps(public(record.results), indent=2) + "\n")
-        if "task" not in record.results and (folder / "validation.md").is_file():
-            write_whole(release / "validation.md", (folder / "validation.md").read_bytes())
+        if "task" not in record.results and (folder / VALIDATION).is_file():
+            write_whole(release / VALIDATION, (folder / VALIDATION).read_bytes())
     if record.metrics:
         write_whole(release / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in record.metrics))
         if any("loss" in line for line in record.metrics):

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from models import ROOT
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
-from dnabert2 import cards, releases, run_records
+from dnabert2 import cards, publish, releases, run_records
 from dnabert2.checkpoints import save_tokenizer
 from dnabert2.errors import UsageError
 from dnabert2.gue_sources import model_fingerprint
@@ -56,7 +56,7 @@ def test_a_task_of_gue_is_in_the_model_index(tmp_path):
     assert card.data.model_name == "model" and card.data.get("base_model") is None
     assert "one and the same for all rows" in card.text and "2,600 rows" in card.text
     assert "| learning_rate | 3e-05 |" in card.text and "num_train_epochs" not in card.text
-    assert "Training saw both" in card.text
+    assert "Training saw both" in card.text and "A pipeline answers for the one strand" in card.text
 
 
 def test_a_base_that_the_run_does_not_know_can_be_named(tmp_path):
@@ -108,14 +108,27 @@ def test_another_architecture_needs_no_code_and_its_licence_is_unknown(tmp_path)
 
 
 def test_checkpoints_before_the_first_logged_step_have_no_curves(tmp_path):
-    folder = gue_runs.save_base(tmp_path / "checkpoint-1")
+    folder = gue_runs.save_base(tmp_path / "checkpoint-3")
     recipe = {"base_model": None, "dataset": None, "is_further": False, "files": ["a.fa"] * 25, "corpus": "9 bases"}
-    state = {"step": 1, "recipe": recipe | {"hyperparameters": {"max_train_steps": 1000, "max_seq_length": 128}}}
+    state = {"step": 3, "recipe": recipe | {"hyperparameters": {"max_train_steps": 1000, "max_seq_length": 128}}}
     (folder / "run_state.json").write_text(json.dumps(state))
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "validation_loss": 8.5, "validation_accuracy": 0.0}\n{"ste')
     card = write(folder, tmp_path / "release")
-    assert "step 1 of 1,000, and training goes on" in card.text and "and 5 more" in card.text
+    assert "step 3 of 1,000." in card.text and "and 5 more" in card.text
+    assert "held out of training, at step 0:" in card.text  # and not at that of the weights
     assert "8.5000" in card.text and "curves.png" not in card.text
+
+
+def test_an_adapter_runs_its_base_s_code_only_if_told_to(monkeypatch, tmp_path):
+    folder = gue_runs.save_base(tmp_path / "run")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "user/base"}))
+    with pytest.raises(UsageError, match=r"runs the code of its base user/base .* --trust_remote_code"):
+        write(folder, tmp_path / "release")
+    monkeypatch.setattr("sys.argv", ["publish", str(folder), "user/model"])
+    monkeypatch.setattr(publish, "open_repository", lambda *_: pytest.fail("made a repository"))
+    with pytest.raises(UsageError, match="--trust_remote_code"):
+        publish.main()
 
 
 def test_a_card_can_be_had_without_a_push(monkeypatch, capsys, tmp_path):

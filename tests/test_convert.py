@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from dnabert2 import released_files
 from dnabert2.convert import convert
 from dnabert2.errors import UsageError
 from dnabert2.released_files import read_weights
@@ -474,6 +475,29 @@ def test_a_source_that_is_neither_folder_nor_name_is_refused(tmp_path, source):
 def test_a_source_that_is_a_file_is_refused(converted, tmp_path):
     with pytest.raises(UsageError, match="neither a folder"):
         convert(str(converted[0] / "pytorch_model.bin"), tmp_path / "output")
+
+
+def test_a_revision_of_a_folder_is_refused(converted, tmp_path):
+    with pytest.raises(UsageError, match="--revision v1 is of a repository on the Hub"):
+        convert(str(converted[0]), tmp_path / "output", "v1")
+
+
+def test_files_of_a_branch_are_those_of_one_commit(tmp_path, monkeypatch):
+    source, asked = release(tmp_path / "released"), []
+    weights = torch.load(source / "pytorch_model.bin", weights_only=True)
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, source / "model.safetensors")
+
+    def download(repo: str, name: str, revision: str | None) -> str:
+        """As huggingface_hub, into a folder of the commit's name."""
+        asked.append(revision)
+        commit = tmp_path / ("newest" if revision == "main" else revision)
+        commit.mkdir(exist_ok=True)
+        (commit / name).symlink_to(source / name)
+        return str(commit / name)
+
+    monkeypatch.setattr(released_files, "hf_hub_download", download)
+    convert("user/name", tmp_path / "output", "main")
+    assert asked == ["main", "newest", "newest"]
 
 
 def test_an_output_that_holds_something_is_left_as_it_is(converted, tmp_path):

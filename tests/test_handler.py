@@ -16,6 +16,7 @@ from itertools import chain
 import psutil
 import pytest
 import torch
+from huggingface_hub import TextClassificationOutputElement
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import ROOT, build, draw_biases, tiny_config
@@ -138,8 +139,8 @@ class TestClassification:
         assert {label["label"] for label in answers[0]} == set(NAMES.values())
 
     def test_gives_as_many_labels_as_asked_for(self, handlers):
-        _, labels = post(handlers["classes"], {"inputs": SEQUENCES[0]})
-        _, first = post(handlers["classes"], {"inputs": SEQUENCES[0], "parameters": {"top_k": 1}})
+        _, [labels] = post(handlers["classes"], {"inputs": SEQUENCES[0]})
+        _, [first] = post(handlers["classes"], {"inputs": SEQUENCES[0], "parameters": {"top_k": 1}})
         assert first == labels[:1] and sum(label["score"] for label in labels) == closely(1)
 
     def test_gives_a_regression_in_the_unit_of_its_labels(self, folders, handlers):
@@ -147,7 +148,23 @@ class TestClassification:
         tokenizer = AutoTokenizer.from_pretrained(folders["number"], trust_remote_code=True)
         logit = model(**tokenizer(SEQUENCES[0], return_tensors="pt")).logits.item()
         _, answer = post(handlers["number"], {"inputs": SEQUENCES[0]})
-        assert answer == [{"label": "LABEL_0", "score": closely(30 + 10 * logit)}]
+        assert answer == [[{"label": "LABEL_0", "score": closely(30 + 10 * logit)}]]
+
+    def test_gives_one_sequence_all_labels_as_the_hub_s_client_reads_them(self, handlers):
+        _, answer = post(handlers["classes"], {"inputs": SEQUENCES[0]})
+        labels = TextClassificationOutputElement.parse_obj_as_list(answer)[0]  # so does InferenceClient
+        assert {label["label"] for label in labels} == set(NAMES.values())
+
+    def test_gives_means_of_both_strands_where_the_model_was_scored_so(self, folders, handlers, tmp_path):
+        both = shutil.copytree(folders["classes"], tmp_path / "both")
+        config = json.loads((both / "config.json").read_text())
+        (both / "config.json").write_text(json.dumps(config | {"reverse_complement": True}))
+        (sequence, other), name = ("ACGRN[MASK]TTA", "TAA[MASK]NYCGT"), NAMES[1]
+        strands = post(handlers["classes"], {"inputs": [sequence, other]})[1]
+        of_each = [{label["label"]: label["score"] for label in strand}[name] for strand in strands]
+        answers = post(serve(both), {"inputs": [sequence, other]})[1]
+        given = [{label["label"]: label["score"] for label in answer}[name] for answer in answers]
+        assert of_each[0] != closely(of_each[1]) and given == closely([sum(of_each) / 2] * 2)
 
 
 class TestEmbeddings:
@@ -161,6 +178,13 @@ class TestEmbeddings:
             with torch.no_grad():
                 hidden_states = model(**tokenizer(sequence, return_tensors="pt")).last_hidden_state[0]
             assert answer == closely((hidden_states[0] if pooling == "cls" else hidden_states.mean(0)).tolist())
+
+    def test_are_asked_for_as_the_hub_s_client_does(self, handlers):
+        _, whole = post(handlers["masked"], {"inputs": SEQUENCES[:1]} | MEAN)
+        beside = {"normalize": True, "truncate": True, "prompt_name": None, "options": {"wait_for_model": True}}
+        status, answer = post(handlers["masked"], {"inputs": SEQUENCES[0]} | beside)
+        vector = torch.tensor(whole[0])
+        assert status == 200 and answer == closely((vector / vector.norm()).tolist())
 
     def test_are_means_where_an_encoder_is_asked_for_nothing_else(self, handlers):
         bare, mean = ({"inputs": SEQUENCES[0]}, {"inputs": SEQUENCES[0]} | MEAN)
@@ -225,7 +249,7 @@ BAD_REQUESTS = {  # to the masked language model, and what the message names
     "a number": (7, "inputs"),
     "nothing": (None, "inputs"),
     "no inputs": ({"sequences": "ACGT"}, "inputs"),
-    "an unknown key": ({"inputs": "ACGT[MASK]", "options": {}}, "'options'"),
+    "an unknown key": ({"inputs": "ACGT[MASK]", "sequences": {}}, "there is no parameter 'sequences'"),
     "an unknown key of a megabyte": ({"inputs": "ACGT[MASK]", "o" * 1_000_000: {}}, "ooo"),
     "null for inputs": ({"inputs": None}, "inputs must be text or a list, is null"),
     "a number for inputs": ({"inputs": 5}, "a number"),
@@ -271,6 +295,8 @@ BAD_REQUESTS = {  # to the masked language model, and what the message names
     "another pooling": (with_parameters(pooling="max"), "pooling must be \"mean\" or \"cls\", is 'max'"),
     "pooling as a list": (with_parameters(pooling=["mean"]), "pooling"),
     "truncation as a string": (with_parameters(truncation="longest_first"), "truncation must be true or false"),
+    "truncate as a string": ({"inputs": "ACGT[MASK]", "truncate": "yes"}, "truncation must be true or false"),
+    "normalize as a number": (with_parameters(normalize=1), "normalize must be true or false"),
     "truncation as a number": (with_parameters(truncation=1), "truncation"),
     "max_length below that of any sequence": (with_parameters(max_length=2), "max_length must be a whole number"),
     "max_length beyond the limit": (with_parameters(max_length=5_000), "max_length must be a whole number from 3 to 4,096"),  # noqa: E501
@@ -403,6 +429,11 @@ def test_serves_the_folder_that_it_is_in_if_told_none(folders):
 def test_refuses_a_checkpoint_that_it_has_no_task_for(tmp_path):
     with pytest.raises(ValueError, match="DNABert2ForTokenClassification"):
         serve(save(tmp_path, AutoModelForTokenClassification, {}))
+
+
+def test_refuses_a_model_of_k_mers(tmp_path):
+    with pytest.raises(ValueError, match="overlapping 6-mers"):
+        serve(save(tmp_path, AutoModelForSequenceClassification, {"kmer": 6}))
 
 
 def test_refuses_a_tokenizer_that_is_larger_than_the_model(tmp_path):

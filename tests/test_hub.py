@@ -4,25 +4,30 @@ One launched run of run_mlm.py with its checkpoints, then the other scripts in o
 run as a script, with a clean cache, that prints what it saw as JSON.
 """
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gue_runs
 import mlm_runs
 import pytest
 from hub_server import ROUTES, HubServer
-from huggingface_hub import get_session
+from huggingface_hub import close_session, constants, get_session
+from huggingface_hub.utils import _http
 from released import release
 
-from dnabert2 import hub, publish, resuming
+from dnabert2 import errors, hub, publish, resuming
 from dnabert2.convert import convert
+from dnabert2.errors import UsageError
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,7 +253,13 @@ def others(server, folder, pretraining) -> dict[str, dict]:
         "nobody there": mlm(**start, hub_token=TOKEN) | {"endpoint": "http://127.0.0.1:9"},
         "no model": {"script": "dnabert2.publish", "arguments": [str(folder), "user/nothing"], "token": TOKEN},
     }
-    stale = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"\0", "notes.md": b"kept"}
+    stale = {
+        "adapter_config.json": b"{}",
+        "adapter_model.safetensors": b"\0",
+        "notes.md": b"kept",
+        "docs/notes_dnabert2.py": b"kept",
+    }
+    stale |= {"special_tokens_map.json": b"{}", "gue_results.md": b"of another", "old_dnabert2.py": b""}
     server.add_repo("model", "user/adapter-no-more", stale)
     server.fail_next(500, len(publish.WAITS) + 1, LATER)
     file = folder / "calls.json"
@@ -317,7 +328,7 @@ class TestFineTuning:
         assert others["adapter"]["status"] == 0, others["adapter"]
         files = server.repositories["model", "user/adapter"].files()
         expected = MODEL - {"model.safetensors"} | {"adapter_config.json", "adapter_model.safetensors"}
-        assert files.keys() >= expected and "model.safetensors" not in files
+        assert files.keys() >= expected and not files.keys() & {"model.safetensors", *SERVING}
         assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "user/dna"
 
     def test_pushes_a_run_that_was_finished(self, server, others):
@@ -404,11 +415,14 @@ class TestCards:
         assert data["library_name"] == "peft" and data["base_model_relation"] == "adapter"
         assert data["base_model"] == "user/dna" and "lora" in data["tags"]
         assert "| lora_r | 8 |" in text
+        assert "handler.py" not in text and "An Inference Endpoint serves whole models" in text
 
     def test_of_a_converted_release(self, loaded):
         data, text = loaded["cards"]["converted"]["data"], loaded["cards"]["converted"]["text"]
         assert data["base_model"] == "zhihan1996/DNABERT-2-117M" and data["pipeline_tag"] == "fill-mask"
-        assert "no record of how the model was trained" in text and "become `[UNK]`" in text
+        assert "base_model_relation" not in data and "trained from" not in text
+        assert "those of [zhihan1996/DNABERT-2-117M]" in text and "converted unchanged" in text
+        assert "become `[UNK]`" in text
 
 
 class TestAFailedPush:
@@ -430,8 +444,55 @@ class TestAFailedPush:
 
 
 class TestPublish:
-    def test_gives_a_silent_hub_up(self):
-        assert publish.patiently(lambda: get_session().timeout.read, "user/name", waits=()) == publish.SILENCE
+    def test_gives_a_hub_up_that_never_answers(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(publish, "SILENCE", 0.1)
+        monkeypatch.setattr(publish, "WAITS", (0.0,))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(b"weights")
+        told = []
+
+        def ask(call: Callable):
+            with pytest.raises(UsageError, match="timed out") as error:
+                call()
+            told.append(str(error.value))
+
+        with socket.create_server(("127.0.0.1", 0)) as mute:  # the system accepts, and nobody answers
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
+            calls = [
+                lambda: publish.upload(tmp_path, "user/name", "a push", TOKEN),
+                lambda: publish.open_repository("user/name", TOKEN, private=True, waits=()),
+            ]
+            for call in calls:
+                thread = threading.Thread(target=ask, args=(call,), daemon=True)  # which could hang for ever
+                thread.start()
+                thread.join(30)
+        assert len(told) == 2
+
+    def test_keeps_the_limit_of_silence_in_connections_made_anew(self):
+        publish.limit_silence()
+        close_session()  # as huggingface_hub does after a fault
+        assert get_session().timeout.read == publish.SILENCE and get_session().event_hooks["request"]
+
+    def test_ends_in_time(self, monkeypatch):
+        def ask():
+            raise ConnectionError("gone")
+
+        monkeypatch.setattr(publish, "PATIENCE", 3)
+        monkeypatch.setattr(publish.time, "sleep", lambda wait: waited.append(wait))
+        waited = []
+        with pytest.raises(UsageError, match="gone"):
+            publish.patiently(ask, "user/name", waits=(1, 2, 4, 8))
+        assert waited == [1, 2]
+
+    def test_does_not_try_again_what_the_disk_refuses(self, monkeypatch):
+        def ask():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(publish.time, "sleep", lambda _: pytest.fail("waited"))
+        with pytest.raises(UsageError, match="No space left"):
+            publish.patiently(ask, "user/name", waits=(1, 2))
 
     def test_of_a_checkpoint_with_its_own_card_goes_to_a_branch(self, server, folder, others):
         assert others["a branch"]["status"] == 0, others["a branch"]
@@ -439,10 +500,11 @@ class TestPublish:
         assert commit.title == "Step 6" and commit.files.keys() >= MODEL | {"curves.png"}
         assert commit.files["README.md"].content == (folder / "card.md").read_bytes()
 
-    def test_leaves_no_weights_of_another_model(self, server, others):
+    def test_leaves_nothing_of_another_model(self, server, others):
         files = server.repositories["model", "user/adapter-no-more"].files()
-        assert files.keys() >= MODEL | {"notes.md"}
-        assert not files.keys() & {"adapter_config.json", "adapter_model.safetensors"}
+        assert files.keys() >= MODEL | {"notes.md", "docs/notes_dnabert2.py"}
+        gone = {"adapter_config.json", "adapter_model.safetensors", "special_tokens_map.json", "gue_results.md"}
+        assert not files.keys() & (gone | {"old_dnabert2.py"})
 
     def test_refuses_a_folder_without_a_model(self, server, others):
         assert others["no model"]["status"] == 1 and "is no model to push" in others["no model"]["errors"]
@@ -484,31 +546,58 @@ class TestTheToken:
         assert "hub_token" in resuming.FREE_ON_RESUME
 
 
+def process(push: Callable[[list[str], dict], tuple[int, str]]) -> type:
+    """In place of Popen: its process is a call of `push`, which gives exit status and what it has told."""
+
+    class Process:
+        returncode = None
+
+        def __init__(self, command: list[str], env: dict[str, str], **_):
+            self.arguments = command, env
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def communicate(self) -> tuple[None, str]:
+            self.returncode, errors = push(*self.arguments)
+            return None, errors
+
+        def poll(self) -> int | None:
+            return self.returncode
+
+    return Process
+
+
 class TestAPusher:
     """With the process that pushes, and the repository, put aside."""
 
     @pytest.fixture
-    def pusher(self, monkeypatch, tmp_path) -> hub.Pusher:
+    def pusher(self, monkeypatch, tmp_path) -> Iterator[hub.Pusher]:
         monkeypatch.setattr(publish, "open_repository", lambda *_, **__: "user/name")
         left_over = tmp_path / "push.tmp-1"
         left_over.mkdir()
         args = Namespace(push_to_hub=True, hub_model_id=None, hub_token=TOKEN, hub_private_repo=False)
-        args.hub_strategy, args.output_dir = "checkpoint", tmp_path
+        args.hub_strategy, args.output_dir, args.trust_remote_code = "checkpoint", tmp_path, True
         pusher = hub.Pusher(args, is_main_process=True)
         assert not left_over.exists()
-        return pusher
+        yield pusher
+        errors.at_end.close()
 
     def test_pushes_the_newest_of_those_that_wait(self, monkeypatch, pusher, tmp_path):
         is_running, may_end, pushed = threading.Event(), threading.Event(), []
 
-        def run(command: list[str], env: dict[str, str], **_):
+        def push(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
             is_running.set()
             assert may_end.wait(30)
-            pushed.append((Path(command[-2]).name, (Path(command[-2]) / "model").read_text(), env["HF_TOKEN"]))
-            assert TOKEN not in command
-            return subprocess.CompletedProcess(command, 0, "", "")
+            folder = Path(command[3])
+            pushed.append((folder.name, (folder / "model").read_text(), environment["HF_TOKEN"]))
+            assert TOKEN not in command and command[4:] == ["user/name", "--trust_remote_code"]
+            return 0, ""
 
-        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "Popen", process(push))
         monkeypatch.setattr(publish, "publish", lambda folder, *_, **__: pushed.append((folder.name, "", "")))
         for step in (1, 2, 3):
             with pusher.snapshot(step) as folder:
@@ -526,15 +615,56 @@ class TestAPusher:
         assert not [*tmp_path.iterdir()]
 
     def test_tells_of_a_push_that_failed_and_lets_training_go_on(self, monkeypatch, pusher, capfd):
-        failed = subprocess.CompletedProcess([], 1, "", "a line\nerror: no pushing to user/name: it fails\n")
-        monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+        failed = 1, "a line\nerror: no pushing to user/name: it fails\n"
+        monkeypatch.setattr(subprocess, "Popen", process(lambda *_: failed))
         with pusher.snapshot(7):
             pass
         pusher.pushes[-1][0].result()
-        told = (
-            "The checkpoint of step 7 was not pushed, and training goes on: error: no pushing to user/name: it fails"
-        )
+        told = "The checkpoint of step 7 was not pushed: error: no pushing to user/name: it fails"
         assert told in capfd.readouterr().err
+
+    def test_tells_of_a_push_that_could_not_begin(self, monkeypatch, pusher, tmp_path, capfd):
+        def fail(*_, **__):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        monkeypatch.setattr(subprocess, "Popen", fail)
+        with pusher.snapshot(3):
+            pass
+        pusher.pushes[-1][0].result()
+        assert "step 3 was not pushed" in (told := capfd.readouterr().err) and "Cannot allocate memory" in told
+        assert not [*tmp_path.iterdir()]
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyError("a fault of ours")])
+    def test_tells_where_the_model_is_whatever_fails(self, monkeypatch, pusher, tmp_path, capfd, error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(publish, "publish", fail)
+        with pytest.raises((UsageError, KeyError)) as raised:
+            pusher.finish(tmp_path)
+        told = capfd.readouterr().err + str(raised.value)
+        assert f"python -m dnabert2.publish {tmp_path} user/name --trust_remote_code" in told
+
+    def test_leaves_in_time_where_a_run_is_broken_off(self, monkeypatch, pusher, tmp_path, capfd):
+        silent = [sys.executable, "-c", "import time; time.sleep(60)"]
+        monkeypatch.setattr(pusher, "_command", lambda _: silent)
+        monkeypatch.setattr(hub, "LAST_WAIT", 0.5)
+
+        def main():
+            for step in (1, 2):
+                with pusher.snapshot(step):
+                    pass
+                while not (pusher.process or step == 2):
+                    time.sleep(0.01)
+            raise KeyboardInterrupt
+
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            errors.run_script(main)
+        assert time.monotonic() - start < 20
+        told = capfd.readouterr().err
+        assert "Waiting for the push of step 1" in told and "step 1 was not pushed" in told and "step 2" not in told
+        assert not [*tmp_path.iterdir()]
 
     def test_links_what_may_be_pruned(self, monkeypatch, pusher, tmp_path):
         monkeypatch.setattr(pusher, "_push_snapshot", lambda snapshot: None)
@@ -550,13 +680,22 @@ class TestAPusher:
     def test_of_another_process_does_nothing(self, monkeypatch, tmp_path):
         monkeypatch.setattr(publish, "open_repository", lambda *_, **__: pytest.fail("asked the Hub"))
         args = Namespace(push_to_hub=True, hub_model_id=None, hub_token=TOKEN, hub_private_repo=False)
-        args.hub_strategy, args.output_dir = "checkpoint", tmp_path
+        args.hub_strategy, args.output_dir, args.trust_remote_code = "checkpoint", tmp_path, False
         pusher = hub.Pusher(args, is_main_process=False)
         pusher.push_checkpoint(tmp_path / "checkpoint-1")
         pusher.finish(tmp_path)
 
 
 class TestArguments:
+    def test_that_are_mistyped_do_not_tell_the_token(self, monkeypatch, capsys, tmp_path):
+        token = "hf_" + "aBcD1234" * 4
+        for run in (mlm_runs.run_here, gue_runs.run_here):
+            for flag in (["--hub_tokens", token], [f"--hub_tokens={token}"]):
+                with pytest.raises(SystemExit):
+                    run(monkeypatch, "--output_dir", str(tmp_path), *flag)
+        told = capsys.readouterr().err
+        assert "unrecognized arguments: --hub_tokens hf_...\n" in told and token[:8] not in told
+
     @pytest.mark.parametrize(
         "options, message",
         [

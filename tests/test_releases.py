@@ -22,7 +22,8 @@ def test_an_adapter_names_a_base_that_others_have(tmp_path):
     releases.assemble(folder, tmp_path / "release", "user/base")
     config = json.loads((tmp_path / "release" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "user/base"
-    assert not (tmp_path / "release" / "handler.py").exists()  # which serves whole models
+    # an endpoint has no peft, and the handler loads whole models
+    assert not {path.name for path in (tmp_path / "release").iterdir()} & set(releases.SERVING)
 
 
 def test_a_model_loaded_from_the_hub_names_its_own_code(tmp_path):
@@ -52,6 +53,25 @@ def test_a_tokenizer_does_not_say_where_it_was_read(tmp_path):
     releases.assemble(folder, tmp_path / "release")
     config = json.loads((tmp_path / "release" / "tokenizer_config.json").read_text())
     assert config["mask_token"] == "[MASK]" and not {"is_local", "local_files_only"} & config.keys()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("model.safetensors", None, "model.safetensors: its safetensors are damaged"),
+        ("config.json", "{}", "config.json: has no model_type"),
+        ("config.json", '{"model_', "config.json: damaged"),
+        ("tokenizer.json", '{"version"', "tokenizer.json: damaged"),
+    ],
+)
+def test_what_is_damaged_is_refused_by_name(tmp_path, name, content, message):
+    folder = gue_runs.save_base(tmp_path / "run")
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:-1000] if content is None else content.encode())
+    (tmp_path / "release").mkdir()
+    with pytest.raises(UsageError, match=message) as error:
+        releases.assemble(folder, tmp_path / "release")
+    assert "remove" not in str(error.value) and not [*(tmp_path / "release").iterdir()]
 
 
 def test_pickled_weights_are_no_model(tmp_path):

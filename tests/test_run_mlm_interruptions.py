@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import weakref
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mlm_runs import arguments, column, metrics, run_here, small_corpus
 
 import run_mlm
 from dnabert2 import checkpoints
+from dnabert2.errors import run_script
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,22 @@ def assert_same(one, other):
 
 
 # --- SIGTERM -----------------------------------------------------------------------------------------------------
+
+
+def test_a_script_that_fails_lets_go_of_what_it_holds():
+    class Loader:
+        """Would wait at the exit for workers that heed no SIGTERM."""
+
+    held = []
+
+    def main():
+        loader = Loader()
+        held.append(weakref.ref(loader))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run_script(main)
+    assert raised.tb and held[0]() is None
 
 
 def test_sigterm_saves_at_the_end_of_the_step_and_the_same_command_goes_on(run, whole, monkeypatch, capsys):
