@@ -332,7 +332,9 @@ def test_each_ends_in_one_line_or_goes_on_with_a_warning(case, inputs, tmp_path,
         with pytest.raises(SystemExit) as error:
             start(case.script, folder, options, monkeypatch)
         said = error.value.code
-        assert isinstance(said, str) and said.startswith("error: ") and "\n" not in said and len(said) < 600
+        assert (
+            isinstance(said, str) and said.startswith("error: ") and "\n" not in said and len(said) < 800
+        )  # and the path of a temporary folder
         assert "Traceback" not in capsys.readouterr().err
         assert not list(folder.glob("out/**/model.safetensors")) and not list(folder.glob("out/**/*.tmp*"))
     for part in case.told:
