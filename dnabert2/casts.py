@@ -40,4 +40,9 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor
         if isinstance(module, nn.Linear) or getattr(module, "low_precision", False)
         for own_name, weight in module.named_parameters(recurse=False)
     }
-    return dict(zip(weights, _CastTogether.apply(dtype, *weights.values()), strict=True))
+    cast = {}
+    for is_trained in (True, False):  # apart, because all that one call returns wants gradients if any input does
+        part = {name: weight for name, weight in weights.items() if weight.requires_grad == is_trained}
+        if part:
+            cast |= dict(zip(part, _CastTogether.apply(dtype, *part.values()), strict=True))
+    return cast

@@ -11,6 +11,7 @@ have to ask it how much padding there is to take out: its batches are packed, th
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -75,17 +76,21 @@ class Recording:
     A graph and the memory that every replay of it reads and writes.
 
     Args:
-        stream: on which it was recorded.
         inputs: what the function is given; copy a batch into its tensors.
         result: what it returned.
         gradients: of the parameters, None of one that has none.
     """
 
     graph: torch.cuda.CUDAGraph
-    stream: torch.cuda.Stream
     inputs: dict[str, torch.Tensor | int]
     result: torch.Tensor
     gradients: list[torch.Tensor | None]
+
+
+@cache
+def recording_stream(device: int) -> torch.cuda.Stream:
+    """One of all runs: cuBLAS keeps its workspace of every stream for good."""
+    return torch.cuda.Stream(device)
 
 
 def record(
@@ -109,18 +114,20 @@ def record(
 
     # One stream for all calls: where autograd remembers a parameter's from one before, it must not be another, as a
     # recording fails that waits for what is not recorded.
-    stream = first.stream if first else torch.cuda.Stream()
+    stream = recording_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             call()
+    for parameter in parameters:
+        parameter.grad = None  # freed now: what is freed while recording stays with the stream
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # thread_local: what other threads do meanwhile, as NCCL's that watches over the processes, is no error
     pool = first.graph.pool() if first else None
     with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         result = call()
-    return Recording(graph, stream, inputs, result, [parameter.grad for parameter in parameters])
+    return Recording(graph, inputs, result, [parameter.grad for parameter in parameters])
 
 
 class RecordedStep:

@@ -39,6 +39,8 @@ def test_loss_and_gradients_are_those_of_autocast_bit_for_bit(low_precision, use
         model.zero_grad()
         with Casts() as casts:
             weights = cast_weights(model, torch.bfloat16) if together else {}
+            parameters = dict(model.named_parameters())  # of what is frozen no gradient is to be computed
+            assert all(weight.requires_grad == parameters[name].requires_grad for name, weight in weights.items())
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = torch.func.functional_call(model, weights, (), batch).loss
             loss.backward()

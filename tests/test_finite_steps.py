@@ -25,7 +25,7 @@ def steps_of(is_fused=False, accelerator=HOST, skipped=0):
 
 
 def make(parameter, steps, loss, grad_norm):
-    parameter.grad = torch.full((3,), grad_norm.item())
+    parameter.grad = torch.full_like(parameter, grad_norm.item())
     steps.step(loss, grad_norm)
 
 
