@@ -10,6 +10,7 @@ last state (--checkpointing_steps) or begins anew, and ends the same. SIGTERM ha
 step (of several processes at the next step that ten divides) and end with status 143.
 """
 
+import gc
 import json
 import os
 import time
@@ -284,6 +285,7 @@ def main():
         task = encode(data, tokenizer, args.max_seq_length, positions, args.kmer, args.reverse_complement)
         for seed, arguments in runs[source.name].items():
             run(args, accelerator, source, data, task, tokenizer, seed, arguments, pusher, sigterm, not is_first)
+            gc.collect()  # the model, which Accelerate has made a cycle, would stay beside the next one
             is_first = False
     if accelerator.is_main_process:
         gue_report.write_report(args.output_dir)
