@@ -166,7 +166,8 @@ def max_positions(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> int | 
     """`position_limit` of the model that the arguments name, without its weights."""
     with torch.device("meta"):
         if args.config_name:
-            model = new_model(args.config_name, tokenizer, args.config_overrides, args.trust_remote_code)
+            values = (args.config_name, tokenizer, args.config_overrides, args.trust_remote_code)
+            model = new_model(*values, auto_class=AutoModelForSequenceClassification)
         else:
             name, trusted = args.model_name_or_path, is_trusted(args.model_name_or_path, args.trust_remote_code)
             with errors_name(name):

@@ -189,11 +189,14 @@ def finetune(
         UsageError: for several steps in a row that are not finite, and predictions that are not.
     """
     processes, device = accelerator.num_processes, accelerator.device
-    trained = {key: p for key, p in unwrap(accelerator, model).named_parameters() if p.requires_grad}
+    plain = unwrap(accelerator, model)
+    trained = {key: p for key, p in plain.named_parameters() if p.requires_grad}
+    stored = plain.state_dict()
+    kept = trained | {key: b for key, b in plain.named_buffers() if key in stored}  # as statistics of BatchNorm
     optimizer = build_optimizer(model, recipe, device)
     scheduler = get_scheduler("linear", optimizer, recipe.num_warmup_steps, recipe.max_train_steps)
     optimizer = accelerator.prepare(optimizer)
-    best, best_weights = state.load(model, trained, optimizer, scheduler) if state else (None, {})
+    best, best_weights = state.load(model, kept, optimizer, scheduler) if state else (None, {})
     first_step = state.first_step if state else 0
     finite_steps = FiniteSteps(accelerator, optimizer, state.skipped_steps if state else 0)
     train, other_strand = task.splits["train"], task.reverse_complements.get("train")
@@ -275,15 +278,15 @@ def finetune(
             values |= {f"dev_{key}": value for key, value in scores.items()}
             if is_better(scores, best, selection_metric):
                 best = {"step": done, **scores}
-                best_weights = {key: p.detach().clone() for key, p in trained.items()}
+                best_weights = {key: tensor.detach().clone() for key, tensor in kept.items()}
         if values:
             metrics_file.write(step=done, **values)
         if best and best["step"] == done:
             on_best(best)
         if state and not is_last:
-            state.save(done, model, trained, optimizer, scheduler, best, best_weights, finite_steps)
+            state.save(done, model, kept, optimizer, scheduler, best, best_weights, finite_steps)
     progress.close()
     with torch.no_grad():
-        for key, parameter in trained.items():
-            parameter.copy_(best_weights[key])
+        for key, tensor in kept.items():
+            tensor.copy_(best_weights[key])
     return best

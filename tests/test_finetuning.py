@@ -18,9 +18,9 @@ from mlm_runs import finish
 from models import ROOT
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from dnabert2.encoding import EncodedSplit
+from dnabert2.encoding import EncodedSplit, EncodedTask
 from dnabert2.errors import UsageError
-from dnabert2.finetuning import is_better, predict, probabilities, row_losses
+from dnabert2.finetuning import finetune, is_better, predict, probabilities, row_losses, score
 from dnabert2.gue import Recipe
 from dnabert2.gue_arguments import recipe_of
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -87,6 +87,51 @@ def test_the_best_is_the_lowest_loss_or_the_highest_score_and_the_first_of_equal
     assert is_better(first, None, "mcc") and is_better(second, first, "loss")
     assert not is_better(second, first, "mcc") and is_better(first, second, "mcc")
     assert not is_better(first, first, "loss") and not is_better(first, first, "mcc")
+
+
+class Normed(torch.nn.Module):
+    """A classifier of a row's tokens through BatchNorm, whose running means are no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.classifier = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
+
+    def forward(self, input_ids, attention_mask):
+        return SequenceClassifierOutput(logits=self.classifier(self.norm(input_ids.float())))
+
+
+class Nowhere:
+    def write(self, **values):
+        pass
+
+
+def test_the_best_weights_come_back_with_the_statistics_they_had():
+    rng, accelerator, collator = np.random.default_rng(0), Accelerator(cpu=True), Collator(7, True, 1, CPU)
+    rows, labels = [*rng.integers(0, 50, size=(16, 4)).astype(np.int32)], rng.integers(0, 2, size=16)
+    splits = {"train": EncodedSplit(rows, None, labels, 0, 0.0), "dev": EncodedSplit(rows, None, 1 - labels, 0, 0.0)}
+    torch.manual_seed(0)
+    model = Normed()
+    recipe = Recipe(
+        None, max_train_steps=30, num_warmup_steps=0, eval_steps=1, total_train_batch_size=8, learning_rate=0.3
+    )
+    best = finetune(
+        accelerator,
+        model,
+        EncodedTask(8, splits),
+        collator,
+        recipe,
+        problem_type=SINGLE_LABEL,
+        seed=0,
+        micro_batch_size=8,
+        eval_batch_size=16,
+        selection_metric="loss",
+        metrics_file=Nowhere(),
+        logging_steps=10,
+        name="normed",
+    )
+    logits = predict(accelerator, model, collator, [splits["dev"]], 16)
+    assert best["step"] < 30  # dev's labels are the opposite of train's
+    assert score(accelerator, logits, splits["dev"].labels, SINGLE_LABEL)["loss"] == pytest.approx(best["loss"])
 
 
 @pytest.fixture(scope="module")
