@@ -9,7 +9,7 @@ from parity import LONGEST, PRECISIONS, bound, cells, exact, measure
 
 
 def takes_long(cell):
-    """CPUs multiply float16 matrices at a few GFLOP/s: these seven cells take half a minute. The benchmark has them."""
+    """CPUs multiply float16 matrices at a few GFLOP/s: seven cells take half a minute. The benchmark has them."""
     weights, autocast = PRECISIONS[cell.precision]
     if cell.layout != LONGEST or torch.float16 not in (weights, autocast):
         return False
