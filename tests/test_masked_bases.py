@@ -135,21 +135,20 @@ def test_without_overlap_kmers_give_exactly_the_probability_of_the_base():
 
 
 def test_a_trained_model_tells_bases_that_an_untrained_one_does_not(tokenizer):
-    model = build(vocab_size=len(tokenizer), initializer_range=0.02)
+    model = build(vocab_size=len(tokenizer), initializer_range=0.05)
     held_out = sequences(48, seed=4, length=70)
     before = masked_bases.judge(model, tokenizer, held_out)
     rows = [tokenizer(sequence)["input_ids"] for sequence in sequences(512, seed=5, length=70)]
     tokens = np.array([row[: min(map(len, rows))] for row in rows])
     masking = Masking(tokenizer, 0.15, masked_bases.overlap_of(tokenizer))
     optimizer, rng = torch.optim.AdamW(model.parameters(), lr=5e-3), np.random.default_rng(6)
-    for batch in rng.integers(len(tokens), size=(150, 16)):
+    for batch in rng.integers(len(tokens), size=(250, 16)):
         model(**masking(tokens[batch], rng.random((3, 16, tokens.shape[1])))).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     after = masked_bases.judge(model, tokenizer, held_out)
-    print(before, after)
-    assert before["accuracy"] < 0.5 < 0.7 < after["accuracy"]
-    assert after["bits"] < 1 < 1.5 < before["bits"]
+    assert before["accuracy"] < 0.5 < 0.9 < after["accuracy"]
+    assert after["bits"] < 0.5 < 1.5 < before["bits"]
 
 
 def test_sequences_are_spread_over_each_file(tmp_path):
