@@ -6,7 +6,9 @@ Every model is asked for the very same bases of the very same sequences, and is 
 A, C, G and T are put in a base's place in turn and the sequence is tokenised anew. The tokens that are not the same
 in all four, a gap, are masked, and the model says how probable each of the four fillings is: of the first token's, and
 with that unmasked of the second, and so on (the chain rule). The four, normalised, are its prediction of the base;
-told are the accuracy, and bits: -log2 of the true base's share, 2 by chance.
+told are the accuracy, and bits: -log2 of the true base's share, 2 by chance. A model that is too sure of itself loses
+bits by that, and of several tokens it adds up; so bits are also told after its log probabilities were multiplied by
+the one number that makes them fewest ("calibrated").
 
 The probabilities of a masked token, summed up base by base, will not do. For that one must know how many bases a token
 of BPE has, and to know that alone, without any model, tells 0.2 of a base's 2 bits, and guesses 39 % of the bases
@@ -21,6 +23,7 @@ Results: kmers.md. tokenizer_runs.py judges its models by this.
 """
 
 import argparse
+import math
 from functools import reduce
 from pathlib import Path
 
@@ -117,7 +120,7 @@ def mask_sites(sequence: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[s
 
 @torch.no_grad()
 def predict_sites(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: list[str]) -> torch.Tensor:
-    """Probabilities of A, C, G and T at the sites of sequences of one length: float64, (sequences, sites, 4)."""
+    """Log probabilities of A, C, G and T at the sites of sequences of one length: float64, (sequences, sites, 4)."""
     versions = [version for sequence in sequences for version in mask_sites(sequence, tokenizer)]
     rows = [torch.from_numpy(version["input_ids"]) for version in versions]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
@@ -138,27 +141,41 @@ def predict_sites(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, se
         of_token = logits.double().log_softmax(-1).gather(1, token[now, None]).flatten()
         log_p.index_put_((row[now], site[now]), of_token, accumulate=True)
         input_ids[row[now], position[now]] = token[now]
-    return log_p.view(len(sequences), len(BASES), -1).softmax(1).transpose(1, 2).cpu()
+    return log_p.view(len(sequences), len(BASES), -1).log_softmax(1).transpose(1, 2).cpu()
+
+
+def calibrate(log_p: torch.Tensor) -> torch.Tensor:
+    """
+    Log probabilities after their multiplication by the number from 0.1 to 2 for which the true base has most.
+
+    Args:
+        log_p: (bases, 4), the true base in column 0.
+    """
+    scaled = [(scale * log_p).log_softmax(1) for scale in np.geomspace(0.1, 2, 61)]
+    return max(scaled, key=lambda values: values[:, 0].sum())
 
 
 def judge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: list[str]) -> dict[str, float]:
     """
-    `accuracy` and `bits` over the sites of sequences of one length, and their number, `bases`.
+    `accuracy`, `bits` and `calibrated_bits` over the sites of sequences of one length, and their number, `bases`.
 
-    Beside them the standard errors `accuracy_error` and `bits_error`, of one model: the differences between models,
-    which are asked for the same bases, are known better.
+    Beside them their standard errors, `accuracy_error` and so on, of one model: the differences between models, which
+    are asked for the same bases, are known better.
     """
-    bits, right = [], []
+    predicted = []
     for start in tqdm(range(0, len(sequences), SEQUENCES_AT_ONCE), desc="Masked bases", leave=False):
         some = sequences[start : start + SEQUENCES_AT_ONCE]
-        probabilities = predict_sites(model, tokenizer, some)
-        sites = sites_of(len(some[0]))
+        log_p, sites = predict_sites(model, tokenizer, some), sites_of(len(some[0]))
         true = torch.tensor([[BASES.index(sequence[site]) for site in sites] for sequence in some])
-        bits.append(-probabilities.gather(2, true[..., None]).flatten().log2())
-        right.append((probabilities.argmax(2) == true).flatten().double())
-    found = {"bases": sum(map(len, bits))}
-    for name, values in (("accuracy", torch.cat(right)), ("bits", torch.cat(bits))):
-        found |= {name: values.mean().item(), f"{name}_error": values.std().item() / len(values) ** 0.5}
+        others = torch.tensor([[base for base in range(4) if base != number] for number in range(4)])
+        order = torch.cat([true[..., None], others[true]], dim=2)  # the true base first
+        predicted.append(log_p.gather(2, order).flatten(0, 1))
+    log_p = torch.cat(predicted)
+    values = {"accuracy": (log_p[:, 0] > log_p[:, 1:].amax(1)).double(), "bits": -log_p[:, 0] / math.log(2)}
+    values["calibrated_bits"] = -calibrate(log_p)[:, 0] / math.log(2)
+    found = {"bases": len(log_p)}
+    for name, of_base in values.items():
+        found |= {name: of_base.mean().item(), f"{name}_error": of_base.std().item() / len(of_base) ** 0.5}
     return found
 
 
@@ -180,11 +197,12 @@ def main() -> None:
     if args.bases < APART:
         raise UsageError(f"--bases {args.bases}: a base is asked for every {APART}")
     sequences = cut_sequences(args.sequence_file, args.sequences, args.bases)
-    print("| model | bases asked for | accuracy, % | bits a base |\n|---|--:|--:|--:|")
+    print("| model | bases asked for | accuracy, % | bits a base | calibrated |\n|---|--:|--:|--:|--:|")
     for folder in args.model_name_or_path:
         found = judge_folder(folder, sequences)
         accuracy = f"{100 * found['accuracy']:.2f} ± {100 * found['accuracy_error']:.2f}"
-        print(f"| {folder} | {found['bases']:,} | {accuracy} | {found['bits']:.4f} ± {found['bits_error']:.4f} |")
+        bits = [f"{found[name]:.4f} ± {found[f'{name}_error']:.4f}" for name in ("bits", "calibrated_bits")]
+        print(f"| {folder} | {found['bases']:,} | {accuracy} | {' | '.join(bits)} |")
 
 
 if __name__ == "__main__":

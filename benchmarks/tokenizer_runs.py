@@ -115,8 +115,9 @@ def run(tokenizer: Path, name: str, seed: int, sequences: list[str], args: argpa
 
 def read_runs(args: argparse.Namespace) -> dict[str, dict]:
     """
-    Of every tokenizer that has finished runs the numbers of each seed, as lists: `accuracy` and `bits` of masked
-    bases, `token_bits`, `score` and, by task, `tasks`; and what all share, `bases_a_token`, `bases_seen`, `flops`.
+    Of every tokenizer that has finished runs the numbers of each seed, as lists: `accuracy`, `bits` and
+    `calibrated_bits` of masked bases, `token_bits`, `score` and, by task, `tasks`; and what all share,
+    `bases_a_token`, `bases_seen` and `flops`.
     """
     runs = {}
     for bases_file in sorted(args.output_dir.glob(f"*/seed-*/{BASES_FILE}")):
@@ -127,12 +128,13 @@ def read_runs(args: argparse.Namespace) -> dict[str, dict]:
         pretraining = json.loads((folder / "pretrained" / RESULTS_FILE).read_text())
         found = json.loads(bases_file.read_text())
         scores = [100 * json.loads(file.read_text())["test"]["mcc"] for file in files]
-        lists = {"seeds": [], "accuracy": [], "bits": [], "token_bits": [], "score": []}
+        lists = {"seeds": [], "accuracy": [], "bits": [], "calibrated_bits": [], "token_bits": [], "score": []}
         shared = {key: found[key] for key in ("bases_a_token", "bases_seen", "flops")}
         of = runs.setdefault(folder.parent.name, shared | lists | {"tasks": {task: [] for task in args.tasks}})
         of["seeds"].append(folder.name)
         of["accuracy"].append(100 * found["accuracy"])
         of["bits"].append(found["bits"])
+        of["calibrated_bits"].append(found["calibrated_bits"])
         if found["overlap"] == 1:
             of["token_bits"].append(pretraining["validation_loss"] / math.log(2) / found["bases_a_token"])
         of["score"].append(float(np.mean(scores)))
@@ -158,13 +160,13 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def markdown(runs: dict[str, dict], tasks: list[str]) -> str:
-    names = "seeds, Mbases seen, PFLOPs, bases a token, accuracy of a base (%), bits a base, by masked tokens, mean"
-    columns = [*names.split(", "), *tasks]
+    names = "seeds, Mbases seen, PFLOPs, bases a token, accuracy of a base (%), bits a base, calibrated, "
+    columns = [*f"{names}by masked tokens, mean".split(", "), *tasks]
     lines = [f"| tokenizer | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for name, of in runs.items():
         cells = [name, str(len(of["seeds"])), f"{of['bases_seen'] / 1e6:,.0f}", f"{of['flops'] / 1e15:,.0f}"]
-        cells += [f"{of['bases_a_token']:.2f}", spread(of["accuracy"], 2), spread(of["bits"], 4)]
-        cells += [spread(of["token_bits"], 4), spread(of["score"], 2)]
+        cells += [f"{of['bases_a_token']:.2f}", spread(of["accuracy"], 2)]
+        cells += [spread(of[key], 4) for key in ("bits", "calibrated_bits", "token_bits")] + [spread(of["score"], 2)]
         lines.append(f"| {' | '.join([*cells, *(spread(of['tasks'][task], 1) for task in tasks)])} |")
     return "\n".join(lines) + "\n"
 

@@ -131,7 +131,17 @@ def test_without_overlap_kmers_give_exactly_the_probability_of_the_base():
     frequencies = {"A": 0.4, "C": 0.3, "G": 0.2, "T": 0.1}
     found = masked_bases.predict_sites(BasesByThemselves(fast, frequencies), fast, sequences(3, seed=3))
     assert found.shape == (3, 2, 4)
-    assert found.numpy() == pytest.approx(np.broadcast_to([0.4, 0.3, 0.2, 0.1], (3, 2, 4)))
+    assert found.exp().numpy() == pytest.approx(np.broadcast_to([0.4, 0.3, 0.2, 0.1], (3, 2, 4)))
+
+
+def test_calibration_takes_back_what_a_model_is_too_sure_of():
+    true = torch.from_numpy(np.random.default_rng(0).choice(4, p=[0.4, 0.3, 0.2, 0.1], size=20_000))
+    log_p = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    columns = torch.stack([true, *((true + shift) % 4 for shift in (1, 2, 3))], dim=1)
+    honest = log_p[columns]
+    for sureness in (1, 3):
+        calibrated = masked_bases.calibrate((sureness * honest).log_softmax(1))
+        assert calibrated[:, 0].mean().item() == pytest.approx(honest[:, 0].mean().item(), abs=1e-3)
 
 
 def test_a_trained_model_tells_bases_that_an_untrained_one_does_not(tokenizer):

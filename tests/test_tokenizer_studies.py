@@ -128,7 +128,7 @@ def test_every_tokenizer_is_pretrained_on_the_same_bases(ratio):
 
 def finish_run(folder, loss, accuracy, overlap=1):
     """Leaves what a run of tokenizer_runs.py leaves, as far as its table reads it."""
-    seed, bases = folder.name, {"accuracy": accuracy, "bits": 2 - accuracy, "overlap": overlap}
+    seed, bases = folder.name, {"accuracy": accuracy, "bits": 2 - accuracy, "calibrated_bits": 1.5, "overlap": overlap}
     results = {"pretrained/all_results.json": {"validation_loss": loss, "validation_accuracy": 0.1}}
     results["masked_bases.json"] = bases | {"bases_a_token": 5.0, "bases_seen": 3e8, "flops": 2e15}
     results[f"gue/mouse/3/{seed}/all_results.json"] = {"test": {"mcc": 0.5}}
@@ -149,8 +149,8 @@ def test_the_results_of_finished_runs_are_put_on_one_scale(tmp_path):
     assert found["4096"]["token_bits"] == pytest.approx([1 / math.log(2), 1.04 / math.log(2)])
     assert found["overlapping"]["token_bits"] == []  # neighbours tell such tokens
     text = (tmp_path / "runs.md").read_text()
-    assert "| 4096 | 2 | 300 | 2 | 5.00 | 32.00 ± 2.83 | 1.6800 ± 0.0283 | 1.4715 ± 0.0408 | 50.00 ± 0.00 |" in text
-    assert "| overlapping | 1 | 300 | 2 | 5.00 | 29.00 | 1.7100 | – | 50.00 | 50.0 |" in text
+    assert "| 4096 | 2 | 300 | 2 | 5.00 | 32.00 ± 2.83 | 1.6800 ± 0.0283 | 1.5000 ± 0.0000 | 1.4715 ± 0.0408 |" in text
+    assert "| overlapping | 1 | 300 | 2 | 5.00 | 29.00 | 1.7100 | 1.5000 | – | 50.00 | 50.0 |" in text
 
 
 def test_a_process_that_read_before_another_finished_does_not_write_after_it(tmp_path, monkeypatch):
