@@ -8,7 +8,9 @@ import math
 import time
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import kmers
 import leakage
@@ -20,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from dnabert2 import gue_arguments, mlm_arguments
 from dnabert2.files import write_whole
 from dnabert2.kmers import build_kmer_tokenizer
 from dnabert2.loading import ROOT
@@ -174,12 +177,44 @@ def test_a_process_that_read_before_another_finished_does_not_write_after_it(tmp
     assert list(json.loads((tmp_path / "runs.json").read_text())) == ["first", "second"]
 
 
-def test_with_the_same_flops_a_tokenizer_of_shorter_tokens_sees_fewer_bases(tmp_path):
-    folders = {}
-    for name, overlapping in (("6-mers", False), ("overlapping", True)):
-        folders[name] = tmp_path / name
-        fast = PreTrainedTokenizerFast(tokenizer_object=build_kmer_tokenizer(6, overlapping), unk_token="[UNK]")
-        fast.save_pretrained(folders[name])
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """6-mers, and overlapping ones, as folders by name."""
+    folders = {name: tmp_path_factory.mktemp("kmers") / name for name in ("6-mers", "overlapping")}
+    for name, folder in folders.items():
+        fast = PreTrainedTokenizerFast(tokenizer_object=build_kmer_tokenizer(6, name == "overlapping"))
+        fast.save_pretrained(folder)
+    return folders
+
+
+def parsed(monkeypatch, parse_args, *words):
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", ["script", *map(str, words)])
+        return parse_args()
+
+
+def test_a_run_calls_the_scripts_with_arguments_that_they_take(folders, tmp_path, monkeypatch):
+    words = ["--tokenizers", folders["overlapping"], "--train_file", "a", "--validation_file", "b", "c"]
+    args = parsed(monkeypatch, tokenizer_runs.parse_args, *words, "--data_dir", "GUE", "--output_dir", tmp_path)
+    commands = []
+    monkeypatch.setattr(
+        tokenizer_runs.subprocess, "run", lambda words, **_: commands.append(words) or SimpleNamespace(returncode=0)
+    )
+    monkeypatch.setattr(tokenizer_runs, "judge_folder", lambda folder, sequences: {"accuracy": 0.3})
+    tokenizer_runs.run(folders["overlapping"], "name", 43, ["ACGT" * 160], args)
+    (mlm_words, gue_words) = (words[[word.endswith(".py") for word in words].index(True) + 1 :] for words in commands)
+    pretraining = parsed(monkeypatch, partial(mlm_arguments.parse_args, ""), *mlm_words)
+    assert pretraining.mlm_span == 6 and pretraining.validation_file == ["b", "c"] and pretraining.seed == 43
+    mlm_arguments.check_args(pretraining, 1)
+    assert pretraining.max_seq_length == 640 and pretraining.gradient_accumulation_steps == 4
+    fine_tuning = parsed(monkeypatch, partial(gue_arguments.parse_args, ""), *gue_words)
+    assert fine_tuning.seeds == [43] and fine_tuning.tasks == args.tasks
+    assert Path(fine_tuning.model_name_or_path) == pretraining.output_dir
+    bases = json.loads((tmp_path / "name" / "seed-43" / "masked_bases.json").read_text())
+    assert bases["overlap"] == 6 and bases["bases_seen"] == pytest.approx(3e8, rel=0.01)
+
+
+def test_with_the_same_flops_a_tokenizer_of_shorter_tokens_sees_fewer_bases(folders):
     args = Namespace(bases=1e9, bases_a_sequence=640, batch=256, config_name=ROOT / "configs" / "mini.json")
     sequences = [sequence[:480] for sequence in SEQUENCES]
     ratios = {name: tokenizer_runs.measure_ratio(folder, sequences) for name, folder in folders.items()}
