@@ -146,12 +146,12 @@ def predict_sites(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, se
 
 def calibrate(log_p: torch.Tensor) -> torch.Tensor:
     """
-    Log probabilities after their multiplication by the number from 0.1 to 2 for which the true base has most.
+    Log probabilities after their multiplication by the number from 0.01 to 2 for which the true base has most.
 
     Args:
         log_p: (bases, 4), the true base in column 0.
     """
-    scaled = [(scale * log_p).log_softmax(1) for scale in np.geomspace(0.1, 2, 61)]
+    scaled = [(scale * log_p).log_softmax(1) for scale in np.geomspace(0.01, 2, 101)]
     return max(scaled, key=lambda values: values[:, 0].sum())
 
 
