@@ -1,16 +1,20 @@
 """The same small model, pretrained with each of several tokenizers on the same bases, and fine-tuned on GUE.
 
     python benchmarks/tokenizer_runs.py --tokenizers output/vocabularies/{256,4096,32768} --train_file genomes/ \
-        --data_dir GUE --output_dir output/vocabulary_runs
+        --validation_file held_out/ --data_dir GUE --output_dir output/vocabulary_runs
 
 Every tokenizer gets sequences of the same bases, as many of them in a step and as many steps, so that a model with
-longer tokens sees the same with less computing. --same_flops gives all the steps that cost what the first tokenizer's
-do. A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a folder NAME/seed-SEED with the
-pretrained model and gue/. Finished runs are kept: stop the script, or give it a part of the tokenizers and seeds, as
-often as you like. Left in --output_dir: runs.json, which vocabulary_size.py draws, and runs.md, both of all runs.
+longer tokens sees the same with less computing. With --same_flops_as each gets the steps that cost what those of this
+tokenizer do; these runs are named NAME-same-flops. Of overlapping k-mers k tokens in a row are masked.
 
-Masked tokens of other lengths are compared in bits a base: nats a masked token / ln 2 / bases a token. Of overlapping
-k-mers that says nothing, as their neighbours tell what is masked (leakage.py).
+A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a folder NAME/seed-SEED with pretrained/,
+masked_bases.json and gue/. Finished parts are kept: stop the script, or give it a part of the tokenizers and seeds, as
+often as you like. Several may write into one --output_dir at the same time if no two have a run in common; best each
+has tokenizers of its own, as two that prepare a tokenizer's corpus do the same. Left there are runs.json, which
+vocabulary_size.py draws, and runs.md, both of all finished runs.
+
+Models are compared by bases that masked_bases.py asks for, of --validation_file. Beside it stand the bits a base of
+masked tokens, nats a token / ln 2 / bases a token: no scale for overlapping k-mers, whose neighbours tell most.
 """
 
 import argparse
@@ -22,7 +26,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kmers import ROOT, sample_pieces
+from filelock import FileLock
+from kmers import ROOT
+from masked_bases import cut_sequences, judge_folder, overlap_of
 from transformers import AutoConfig
 
 from dnabert2.checkpoints import RESULTS_FILE
@@ -30,29 +36,21 @@ from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
 from dnabert2.gue import select_tasks
 from dnabert2.loading import load_tokenizer
-from dnabert2.sequences import expand_files
 from dnabert2.throughput import training_flops_per_token
 from dnabert2.tokenization import bases_per_token
 
 
-TASKS = ["tf/0", "mouse/0", "mouse/4", "prom/prom_300_tata", "prom/prom_core_tata"]
+TASKS = ["tf/0", "mouse/0", "mouse/4", "prom/prom_300_tata"]
 MLM_PROBABILITY = 0.15
-SAMPLE = {"count": 10, "bases": 1000}  # held-out pieces of each file, for bases a token
+SEQUENCES = 500  # of each held-out file, for bases a token and masked bases
+FORWARD_TOKENS = 2**16  # at most, so that several runs fit a GPU of 80 GB
+BASES_FILE = "masked_bases.json"
 
 
-def measure_ratios(args: argparse.Namespace) -> dict[str, float]:
-    """Bases a token of each tokenizer, by its name, on the training files; kept, as reading these takes a while."""
-    kept = args.output_dir / "bases_a_token.json"
-    ratios = json.loads(kept.read_text()) if kept.exists() else {}
-    if missing := [folder for folder in args.tokenizers if folder.name not in ratios]:
-        pieces = [piece for path in expand_files(args.train_file) for piece in sample_pieces(path, **SAMPLE)]
-        if not pieces:
-            raise UsageError(f"no held-out piece of {SAMPLE['bases']} bases in --train_file: give larger files")
-        for folder in missing:
-            bases, tokens = bases_per_token(load_tokenizer(folder).backend_tokenizer, pieces)
-            ratios[folder.name] = bases / tokens
-        write_whole(kept, json.dumps(ratios, indent=2) + "\n")
-    return ratios
+def measure_ratio(folder: Path, sequences: list[str]) -> float:
+    """Bases a token."""
+    bases, tokens = bases_per_token(load_tokenizer(folder).backend_tokenizer, sequences)
+    return bases / tokens
 
 
 def schedule(ratio: float, args: argparse.Namespace) -> tuple[int, int]:
@@ -70,82 +68,105 @@ def flops_of_run(folder: Path, ratio: float, args: argparse.Namespace) -> float:
     return training_flops_per_token(config, length, MLM_PROBABILITY) * length * steps * args.batch
 
 
-def launch(script: str, options: dict, folder: Path, script_args: list[str]) -> None:
-    """Runs a script of this package, on a GPU in bf16, unless its folder is finished."""
+def launch(script: str, options: dict, folder: Path) -> None:
+    """Runs a script of this package, on a GPU in bf16; what it says is in FOLDER.log."""
     on_gpu = torch.cuda.is_available()
-    launcher = [sys.executable, *"-m accelerate.commands.launch --num_processes 1 --num_machines 1".split()]
+    launcher = "-m accelerate.commands.launch --quiet --num_processes 1 --num_machines 1 --dynamo_backend no".split()
     launcher += ["--mixed_precision", "bf16"] if on_gpu else ["--mixed_precision", "no", "--cpu"]
     named = [word for name, value in options.items() for word in (f"--{name}", *np.atleast_1d(value).astype(str))]
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
-    command = [*launcher, str(ROOT / script), *named, "--output_dir", str(folder), *script_args]
+    command = [sys.executable, *launcher, str(ROOT / script), *named, "--output_dir", str(folder)]
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise UsageError(f"{script} ended with an error: see {log}")
 
 
-def run(tokenizer: Path, seed: int, ratio: float, bases: float, args: argparse.Namespace) -> None:
-    """Pretrains and fine-tunes one model, as far as that is not done."""
-    folder = args.output_dir / tokenizer.name / f"seed-{seed}"
+def run(tokenizer: Path, name: str, seed: int, sequences: list[str], args: argparse.Namespace) -> None:
+    """Pretrains, judges and fine-tunes one model that sees --bases, as far as that is not done."""
+    folder = args.output_dir / name / f"seed-{seed}"
     pretrained = folder / "pretrained"
-    length, steps = schedule(ratio, argparse.Namespace(**vars(args) | {"bases": bases}))
+    ratio, overlap = measure_ratio(tokenizer, sequences), overlap_of(load_tokenizer(tokenizer))
+    length, steps = schedule(ratio, args)
     if not (pretrained / RESULTS_FILE).exists():
+        micro_batch = args.batch
+        while micro_batch * length > FORWARD_TOKENS and micro_batch % 2 == 0:
+            micro_batch //= 2
         options = {"tokenizer_name": tokenizer, "train_file": args.train_file, "config_name": args.config_name}
-        options |= {"config_overrides": "hidden_dropout_prob=0", "cache_dir": args.cache_dir, "seed": seed}
+        options |= {"validation_file": args.validation_file, "cache_dir": args.cache_dir, "seed": seed}
+        options |= {"config_overrides": "hidden_dropout_prob=0", "sampling_temperature": 2, "mlm_span": overlap}
         options |= {"max_seq_length": length, "max_train_steps": steps, "learning_rate": args.learning_rate}
-        options |= {
-            "total_train_batch_size": args.batch,
-            "per_device_train_batch_size": args.micro_batch or args.batch,
+        options |= {"total_train_batch_size": args.batch, "per_device_train_batch_size": micro_batch}
+        launch("run_mlm.py", options, pretrained)
+    if not (folder / BASES_FILE).exists():
+        found = judge_folder(pretrained, sequences) | {"bases_a_token": ratio, "overlap": overlap}
+        found |= {
+            "bases_seen": steps * args.batch * (length - 2) * ratio,
+            "flops": flops_of_run(tokenizer, ratio, args),
         }
-        launch("run_mlm.py", options, pretrained, ["--sampling_temperature", "2"])
+        write_whole(folder / BASES_FILE, json.dumps(found, indent=2) + "\n")
     options = {"model_name_or_path": pretrained, "data_dir": args.data_dir, "tasks": args.tasks, "seeds": seed}
     options |= {"learning_rate": args.finetuning_rate}
     if args.finetuning_steps:
         options |= {"max_train_steps": args.finetuning_steps, "num_warmup_steps": 0}
-    launch("run_gue.py", options, folder / "gue", [])
+    launch("run_gue.py", options, folder / "gue")
 
 
-def read_runs(args: argparse.Namespace, ratios: dict[str, float]) -> dict[str, dict]:
-    """Of every tokenizer that has finished runs the numbers of each: bits_a_base, accuracy, score, and tasks."""
-    found = {}
-    for results_file in sorted(args.output_dir.glob(f"*/seed-*/pretrained/{RESULTS_FILE}")):
-        folder = results_file.parent.parent
+def read_runs(args: argparse.Namespace) -> dict[str, dict]:
+    """
+    Of every tokenizer that has finished runs the numbers of each seed, as lists: `accuracy`, `bits` and
+    `calibrated_bits` of masked bases, `token_bits`, `score` and, by task, `tasks`; and what all share,
+    `bases_a_token`, `bases_seen` and `flops`.
+    """
+    runs = {}
+    for bases_file in sorted(args.output_dir.glob(f"*/seed-*/{BASES_FILE}")):
+        folder = bases_file.parent
         files = [folder / "gue" / task / folder.name / RESULTS_FILE for task in args.tasks]
         if not all(file.exists() for file in files):
             continue
-        pretraining = json.loads(results_file.read_text())
-        scores = {
-            task: 100 * json.loads(file.read_text())["test"]["mcc"]
-            for task, file in zip(args.tasks, files, strict=True)
-        }
-        of = found.setdefault(
-            folder.parent.name, {"seeds": [], "bits_a_base": [], "accuracy": [], "score": [], "tasks": {}}
-        )
+        pretraining = json.loads((folder / "pretrained" / RESULTS_FILE).read_text())
+        found = json.loads(bases_file.read_text())
+        scores = [100 * json.loads(file.read_text())["test"]["mcc"] for file in files]
+        lists = {"seeds": [], "accuracy": [], "bits": [], "calibrated_bits": [], "token_bits": [], "score": []}
+        shared = {key: found[key] for key in ("bases_a_token", "bases_seen", "flops")}
+        of = runs.setdefault(folder.parent.name, shared | lists | {"tasks": {task: [] for task in args.tasks}})
         of["seeds"].append(folder.name)
-        of["bits_a_base"].append(pretraining["validation_loss"] / math.log(2) / ratios[folder.parent.name])
-        of["accuracy"].append(pretraining["validation_accuracy"])
-        of["score"].append(float(np.mean([*scores.values()])))
-        for task, score in scores.items():
-            of["tasks"].setdefault(task, []).append(score)
-    return found
+        of["accuracy"].append(100 * found["accuracy"])
+        of["bits"].append(found["bits"])
+        of["calibrated_bits"].append(found["calibrated_bits"])
+        if found["overlap"] == 1:
+            of["token_bits"].append(pretraining["validation_loss"] / math.log(2) / found["bases_a_token"])
+        of["score"].append(float(np.mean(scores)))
+        for task, score in zip(args.tasks, scores, strict=True):
+            of["tasks"][task].append(score)
+    return runs
+
+
+def write_runs(args: argparse.Namespace) -> None:
+    """runs.json and runs.md of all finished runs. Who reads while another finishes would write an older state last."""
+    with FileLock(args.output_dir / ".runs.lock"):
+        runs = read_runs(args)
+        write_whole(args.output_dir / "runs.json", json.dumps(runs, indent=2) + "\n")
+        write_whole(args.output_dir / "runs.md", markdown(runs, args.tasks))
 
 
 def spread(values: list[float], digits: int) -> str:
     """Mean and standard deviation over seeds."""
+    if not values:
+        return "–"
     deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
-def markdown(found: dict[str, dict], ratios: dict[str, float], args: argparse.Namespace) -> str:
-    tasks = args.tasks
-    lines = [
-        f"| tokenizer | seeds | bases a token | bits a base | accuracy of a token, % | mean | {' | '.join(tasks)} |"
-    ]
-    lines += [f"|---|--:|--:|--:|--:|--:|{'--:|' * len(tasks)}"]
-    for name, of in found.items():
-        cells = [name, str(len(of["seeds"])), f"{ratios[name]:.2f}", spread(of["bits_a_base"], 3)]
-        cells += [spread([100 * value for value in of["accuracy"]], 1), spread(of["score"], 2)]
+def markdown(runs: dict[str, dict], tasks: list[str]) -> str:
+    names = "seeds, Mbases seen, PFLOPs, bases a token, accuracy of a base (%), bits a base, calibrated, "
+    columns = [*f"{names}by masked tokens, mean".split(", "), *tasks]
+    lines = [f"| tokenizer | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
+    for name, of in runs.items():
+        cells = [name, str(len(of["seeds"])), f"{of['bases_seen'] / 1e6:,.0f}", f"{of['flops'] / 1e15:,.0f}"]
+        cells += [f"{of['bases_a_token']:.2f}", spread(of["accuracy"], 2)]
+        cells += [spread(of[key], 4) for key in ("bits", "calibrated_bits", "token_bits")] + [spread(of["score"], 2)]
         lines.append(f"| {' | '.join([*cells, *(spread(of['tasks'][task], 1) for task in tasks)])} |")
     return "\n".join(lines) + "\n"
 
@@ -154,6 +175,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizers", nargs="+", type=Path, required=True, help="folders; their names name the runs")
     parser.add_argument("--train_file", nargs="+", required=True, help="as run_mlm.py's")
+    parser.add_argument("--validation_file", nargs="+", required=True, help="genomes that are none of --train_file")
     parser.add_argument("--data_dir", required=True, help="GUE's folder")
     parser.add_argument("--output_dir", type=Path, required=True, help="a folder a run")
     parser.add_argument(
@@ -162,13 +184,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43], help="default: 42 43")
     parser.add_argument("--config_name", type=Path, default=ROOT / "configs" / "mini.json", help="default: mini")
     parser.add_argument("--cache_dir", default="~/.cache/dnabert2", help="as run_mlm.py's")
-    parser.add_argument("--bases", type=float, default=5e8, help="seen in pretraining (default: 5e8)")
+    parser.add_argument("--bases", type=float, default=3e8, help="seen in pretraining (default: 3e8)")
     parser.add_argument(
-        "--same_flops", action="store_true", help="the first tokenizer sees --bases, all cost the same"
+        "--same_flops_as", type=Path, help="a tokenizer's folder: it would see --bases, and all cost what it does"
     )
     parser.add_argument("--bases_a_sequence", type=int, default=640, help="default: 640, about 128 tokens of BPE")
     parser.add_argument("--batch", type=int, default=256, help="sequences a step of pretraining (default: 256)")
-    parser.add_argument("--micro_batch", type=int, help="sequences a forward (default: all)")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of pretraining (default: 1e-3)")
     parser.add_argument("--finetuning_rate", type=float, default=1e-4, help="default: 1e-4")
     parser.add_argument("--finetuning_steps", type=int, help="for a try (default: the recipes of the tasks)")
@@ -180,16 +201,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    ratios = measure_ratios(args)
-    flops = {folder: flops_of_run(folder, ratios[folder.name], args) for folder in args.tokenizers}
+    sequences = cut_sequences(args.validation_file, SEQUENCES, args.bases_a_sequence)
     for seed in args.seeds:
         for folder in args.tokenizers:
-            bases = args.bases * flops[args.tokenizers[0]] / flops[folder] if args.same_flops else args.bases
-            print(f"{folder.name}, seed {seed}: {bases / 1e6:,.1f} Mbases", flush=True)
-            run(folder, seed, ratios[folder.name], bases, args)
-            found = read_runs(args, ratios)
-            write_whole(args.output_dir / "runs.json", json.dumps(found, indent=2) + "\n")
-            write_whole(args.output_dir / "runs.md", markdown(found, ratios, args))
+            name, of_run = folder.name, argparse.Namespace(**vars(args))
+            if args.same_flops_as:
+                name += "-same-flops"
+                flops = [flops_of_run(of, measure_ratio(of, sequences), args) for of in (args.same_flops_as, folder)]
+                of_run.bases *= flops[0] / flops[1]
+            print(f"{name}, seed {seed}: {of_run.bases / 1e6:,.1f} Mbases", flush=True)
+            run(folder, name, seed, sequences, of_run)
+            write_runs(args)
     print((args.output_dir / "runs.md").read_text())
 
 

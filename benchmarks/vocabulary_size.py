@@ -99,7 +99,7 @@ def tokens_by_length(tokenizer: Tokenizer) -> list[int]:
 
 
 def read_scores(runs: Path | None) -> dict[int, dict]:
-    """What tokenizer_runs.py found, by vocabulary: of every seed `bits_a_base` and `score`."""
+    """What tokenizer_runs.py found, by vocabulary: of every seed the numbers of `read_runs` there."""
     found = json.loads((runs / "runs.json").read_text()) if runs else {}
     return {int(name): result for name, result in found.items()}
 
@@ -114,7 +114,9 @@ def print_tables(tokenizers: dict[int, Tokenizer], counts: dict, flops: np.ndarr
         "FLOPs of pretraining, 4,096: 1": [f"{value:.2f}" for value in flops[0]],
         "FLOPs of fine-tuning, 4,096: 1": [f"{value:.2f}" for value in flops[1]],
     }
-    for key, name in (("bits_a_base", "bits a base, masked tokens"), ("score", "mean score on GUE, %")):
+    names = {"accuracy": "accuracy of a masked base, %", "bits": "bits a masked base"}
+    names |= {"calibrated_bits": "the same, calibrated", "score": "mean score on GUE, %"}
+    for key, name in names.items():
         if scores:
             found = [scores.get(size, {}).get(key, []) for size in tokenizers]
             rows[name] = [f"{np.mean(of):.3f} ± {np.std(of, ddof=1):.3f}" if len(of) > 1 else "" for of in found]

@@ -42,10 +42,15 @@ class Masking:
     """
     Masks tokens for MLM as in BERT: each token by itself is chosen with `mlm_probability`; of the chosen ones 80 %
     become [MASK], 10 % a random token, 10 % stay. Special tokens are neither chosen nor drawn.
+
+    With an `mlm_span` of k, k tokens in a row are chosen, at places so many that each token is with `mlm_probability`
+    in at least one, as DNABERT (doi 10.1093/bioinformatics/btab083) does for overlapping k-mers: a single one of
+    those is told by its neighbours. A span that reaches beyond the end of a row goes on at its beginning.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float):
-        self.mlm_probability = mlm_probability
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, mlm_span: int = 1):
+        self.mlm_probability, self.mlm_span = mlm_probability, mlm_span
+        self.start_probability = 1 - (1 - mlm_probability) ** (1 / mlm_span)
         self.mask_token_id = tokenizer.mask_token_id
         self.is_special = np.zeros(len(tokenizer), dtype=bool)
         self.is_special[tokenizer.all_special_ids] = True
@@ -59,7 +64,9 @@ class Masking:
         be predicted; `labels` (n,), those tokens. n is the same for almost all batches of one size, for the
         compiler's sake: position 0 and label -100 fill it up.
         """
-        is_chosen = (draws[0] < self.mlm_probability) & ~self.is_special[tokens]
+        is_start = draws[0] < self.start_probability
+        is_chosen = np.logical_or.reduce([np.roll(is_start, i, axis=-1) for i in range(self.mlm_span)])
+        is_chosen &= ~self.is_special[tokens]
         is_random = is_chosen & (draws[1] >= 0.8) & (draws[1] < 0.9)
         input_ids = np.where(is_chosen & (draws[1] < 0.8), self.mask_token_id, tokens)
         random_ids = self.ordinary_ids[(draws[2] * len(self.ordinary_ids)).astype(np.int64)]
@@ -74,7 +81,7 @@ class Masking:
     def prediction_rows(self, num_tokens: int, num_chosen: int) -> int:
         """The mean number of chosen tokens and six standard deviations, or more if it must be; a multiple of 64."""
         mean = num_tokens * self.mlm_probability
-        usual = mean + 6 * math.sqrt(mean * (1 - self.mlm_probability))
+        usual = mean + 6 * math.sqrt(mean * (1 - self.mlm_probability) * self.mlm_span)  # as if spans never met
         return 64 * math.ceil(max(usual, num_chosen) / 64)
 
 
@@ -127,9 +134,16 @@ class MaskedWindows(Dataset):
     the mask. The pass `UNMASKED` masks nothing.
     """
 
-    def __init__(self, windows: Windows, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
+    def __init__(
+        self,
+        windows: Windows,
+        tokenizer: PreTrainedTokenizerBase,
+        mlm_probability: float,
+        seed: int,
+        mlm_span: int = 1,
+    ):
         self.windows, self.seed = windows, seed
-        self.masking = Masking(tokenizer, mlm_probability)
+        self.masking = Masking(tokenizer, mlm_probability, mlm_span)
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -90,6 +90,12 @@ def parse_args(description: str) -> argparse.Namespace:
     )
     data.add_argument("--mlm_probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
     data.add_argument(
+        "--mlm_span",
+        type=int,
+        default=1,
+        help="choose so many tokens in a row, for the same share: k for overlapping k-mers, as DNABERT (default: 1)",
+    )
+    data.add_argument(
         "--dataloader_num_workers", type=int, default=2, help="processes that mask and load; 0: none (default: 2)"
     )
     data.add_argument(
@@ -166,8 +172,8 @@ def check_args(args: argparse.Namespace, num_processes: int):
         "total_train_batch_size per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
     )
     steps = "max_train_steps num_train_epochs logging_steps eval_steps checkpointing_steps save_total_limit"
-    others = "max_seq_length min_seq_length learning_rate adam_epsilon max_grad_norm sampling_temperature num_shards"
-    positive = f"{others} {batch_sizes} {steps}".split()
+    others = "learning_rate adam_epsilon max_grad_norm sampling_temperature num_shards"
+    positive = f"max_seq_length min_seq_length mlm_span {others} {batch_sizes} {steps}".split()
     for name in positive:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:

@@ -100,7 +100,9 @@ class CachedData:
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
-        windows = batches.MaskedWindows(self.corpus.train, self.tokenizer, self.args.mlm_probability, self.args.seed)
+        windows = batches.MaskedWindows(
+            self.corpus.train, self.tokenizer, self.args.mlm_probability, self.args.seed, self.args.mlm_span
+        )
         return batches.training_loader(windows, sampler, self.args.dataloader_num_workers)
 
     def state(self) -> None:
@@ -199,6 +201,7 @@ class StreamedData:
             self.tokenizer,
             max_seq_length=self.args.max_seq_length,
             mlm_probability=self.args.mlm_probability,
+            mlm_span=self.args.mlm_span,
             micro_batch_size=self.args.per_device_train_batch_size,
             sampling_temperature=self.args.sampling_temperature,
             both_strands=self.args.reverse_complement,

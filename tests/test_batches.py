@@ -106,6 +106,20 @@ def test_tokens_are_chosen_each_by_itself(masked_windows):
     assert abs(counts.var() / variance - 1) < 4 * np.sqrt(2 / ROWS)
 
 
+@pytest.mark.parametrize("span", [3, 6])
+def test_spans_choose_15_percent_of_the_tokens_at_every_place_in_runs_of_a_span_or_more(windows, tokenizer, span):
+    dataset = batches.MaskedWindows(windows, tokenizer, mlm_probability=0.15, seed=7, mlm_span=span)
+    is_chosen = whole_epoch(dataset)[1][:, 1:-1] != batches.IGNORE_INDEX
+    for place in range(LENGTH - 2):
+        assert_share(is_chosen[:, place], 0.15)
+    edges = np.diff(np.pad(is_chosen, ((0, 0), (1, 1))).astype(int))
+    starts, stops = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    is_inner = (starts[:, 1] > 0) & (stops[:, 1] < LENGTH - 2)
+    lengths = (stops - starts)[is_inner, 1]
+    assert len(lengths) > 1000 and lengths.min() == span
+    assert len(dataset.__getitems__([(0, row) for row in range(32)])["labels"]) == (512 if span == 3 else 576)
+
+
 def test_special_tokens_are_neither_chosen_nor_drawn(masked_windows, windows, tokenizer):
     tokens = windows[range(ROWS)]
     for epoch in range(3):

@@ -55,9 +55,9 @@ def resumed(run, first, step, name="resumed", **options):
 # --- species and strands -----------------------------------------------------------------------------------------
 
 
-def test_species_strands_temperature_and_lengths_go_through_a_resume_bit_for_bit(run, capsys):
+def test_species_strands_temperature_lengths_and_spans_go_through_a_resume_bit_for_bit(run, capsys):
     options = {"sampling_temperature": 5, "reverse_complement": True, "config_overrides": DROPOUT}
-    options |= {"min_seq_length": 8}
+    options |= {"min_seq_length": 8, "mlm_span": 3}
     options |= {"max_train_steps": 20, "checkpointing_steps": 9, "eval_steps": 10}
     first = run("first", **options)
     assert "tokens on both strands of 4 species" in capsys.readouterr().out
@@ -103,9 +103,16 @@ def test_a_stream_resumed_is_the_uninterrupted_one_bit_for_bit(run, corpus, work
     options = {**STREAMED, "reverse_complement": True, "sampling_temperature": 2, "max_train_steps": 8}
     options |= {"validation_file": corpus / "delta.fa", "train_file": corpus / "[abg]*.fa", "checkpointing_steps": 3}
     options |= {"dataloader_num_workers": workers, "per_device_train_batch_size": 8, "eval_steps": 4}
-    options |= {"config_overrides": DROPOUT, "min_seq_length": 16}
+    options |= {"config_overrides": DROPOUT, "min_seq_length": 16, "mlm_span": 2}
     first = run("first", **options)
     assert_equal_runs(first, resumed(run, first, 3, **options))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_span_decides_which_tokens_are_masked(run, streamed):
+    source = STREAMED if streamed else {"validation_split_percentage": 0}
+    losses = [column(run(f"span-{span}", max_train_steps=1, mlm_span=span, **source), "loss") for span in (1, 4)]
+    assert losses[0] != losses[1]
 
 
 def test_a_stream_needs_as_many_workers_as_its_checkpoint(run):

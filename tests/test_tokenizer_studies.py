@@ -5,8 +5,12 @@ pytest tests/test_tokenizer_studies.py
 
 import json
 import math
+import time
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 
 import kmers
 import leakage
@@ -16,8 +20,10 @@ import tokenizer_runs
 import vocabulary_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from dnabert2 import gue_arguments, mlm_arguments
+from dnabert2.files import write_whole
 from dnabert2.kmers import build_kmer_tokenizer
 from dnabert2.loading import ROOT
 from dnabert2.tokenization import build_tokenizer, train_merges
@@ -123,17 +129,95 @@ def test_every_tokenizer_is_pretrained_on_the_same_bases(ratio):
     assert steps * args.batch * (length - 2) * ratio == pytest.approx(args.bases, rel=0.01)
 
 
+def finish_run(folder, loss, accuracy, overlap=1):
+    """Leaves what a run of tokenizer_runs.py leaves, as far as its table reads it."""
+    seed, bases = folder.name, {"accuracy": accuracy, "bits": 2 - accuracy, "calibrated_bits": 1.5, "overlap": overlap}
+    results = {"pretrained/all_results.json": {"validation_loss": loss, "validation_accuracy": 0.1}}
+    results["masked_bases.json"] = bases | {"bases_a_token": 5.0, "bases_seen": 3e8, "flops": 2e15}
+    results[f"gue/mouse/3/{seed}/all_results.json"] = {"test": {"mcc": 0.5}}
+    for name, values in results.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, json.dumps(values))
+
+
 def test_the_results_of_finished_runs_are_put_on_one_scale(tmp_path):
-    for seed, loss in ((42, 5.0), (43, 5.2)):
-        folder = tmp_path / "4096" / f"seed-{seed}"
-        results = {"pretrained": {"validation_loss": loss, "validation_accuracy": 0.1}}
-        results[f"gue/mouse/3/seed-{seed}"] = {"test": {"mcc": 0.5}}
-        for name, values in results.items():
-            (folder / name).mkdir(parents=True)
-            (folder / name / "all_results.json").write_text(json.dumps(values))
+    finish_run(tmp_path / "4096" / "seed-42", 5.0, 0.30)
+    finish_run(tmp_path / "4096" / "seed-43", 5.2, 0.34)
+    finish_run(tmp_path / "overlapping" / "seed-42", 0.1, 0.29, overlap=6)
     (tmp_path / "256" / "seed-42" / "pretrained").mkdir(parents=True)  # is not finished
     args = Namespace(output_dir=tmp_path, tasks=["mouse/3"])
-    found = tokenizer_runs.read_runs(args, {"4096": 5.0})
-    assert list(found) == ["4096"] and found["4096"]["score"] == [50.0, 50.0]
-    assert found["4096"]["bits_a_base"] == pytest.approx([1 / math.log(2), 1.04 / math.log(2)])
-    assert "| 4096 | 2 | 5.00 | 1.472 ± 0.041 |" in tokenizer_runs.markdown(found, {"4096": 5.0}, args)
+    tokenizer_runs.write_runs(args)
+    found = json.loads((tmp_path / "runs.json").read_text())
+    assert list(found) == ["4096", "overlapping"] and found["4096"]["score"] == [50.0, 50.0]
+    assert found["4096"]["token_bits"] == pytest.approx([1 / math.log(2), 1.04 / math.log(2)])
+    assert found["overlapping"]["token_bits"] == []  # neighbours tell such tokens
+    text = (tmp_path / "runs.md").read_text()
+    assert "| 4096 | 2 | 300 | 2 | 5.00 | 32.00 ± 2.83 | 1.6800 ± 0.0283 | 1.5000 ± 0.0000 | 1.4715 ± 0.0408 |" in text
+    assert "| overlapping | 1 | 300 | 2 | 5.00 | 29.00 | 1.7100 | 1.5000 | – | 50.00 | 50.0 |" in text
+
+
+def test_a_process_that_read_before_another_finished_does_not_write_after_it(tmp_path, monkeypatch):
+    args, read_runs, has_read = Namespace(output_dir=tmp_path, tasks=["mouse/3"]), tokenizer_runs.read_runs, Event()
+
+    def read_slowly(args):
+        runs = read_runs(args)
+        if len(runs) == 1:
+            has_read.set()
+            time.sleep(0.5)
+        return runs
+
+    monkeypatch.setattr(tokenizer_runs, "read_runs", read_slowly)
+    finish_run(tmp_path / "first" / "seed-42", 5.0, 0.3)
+    other = Thread(target=tokenizer_runs.write_runs, args=[args])
+    other.start()
+    has_read.wait()
+    finish_run(tmp_path / "second" / "seed-42", 5.0, 0.3)
+    tokenizer_runs.write_runs(args)
+    other.join()
+    assert list(json.loads((tmp_path / "runs.json").read_text())) == ["first", "second"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """6-mers, and overlapping ones, as folders by name."""
+    folders = {name: tmp_path_factory.mktemp("kmers") / name for name in ("6-mers", "overlapping")}
+    for name, folder in folders.items():
+        fast = PreTrainedTokenizerFast(tokenizer_object=build_kmer_tokenizer(6, name == "overlapping"))
+        fast.save_pretrained(folder)
+    return folders
+
+
+def parsed(monkeypatch, parse_args, *words):
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", ["script", *map(str, words)])
+        return parse_args()
+
+
+def test_a_run_calls_the_scripts_with_arguments_that_they_take(folders, tmp_path, monkeypatch):
+    words = ["--tokenizers", folders["overlapping"], "--train_file", "a", "--validation_file", "b", "c"]
+    args = parsed(monkeypatch, tokenizer_runs.parse_args, *words, "--data_dir", "GUE", "--output_dir", tmp_path)
+    commands = []
+    monkeypatch.setattr(
+        tokenizer_runs.subprocess, "run", lambda words, **_: commands.append(words) or SimpleNamespace(returncode=0)
+    )
+    monkeypatch.setattr(tokenizer_runs, "judge_folder", lambda folder, sequences: {"accuracy": 0.3})
+    tokenizer_runs.run(folders["overlapping"], "name", 43, ["ACGT" * 160], args)
+    (mlm_words, gue_words) = (words[[word.endswith(".py") for word in words].index(True) + 1 :] for words in commands)
+    pretraining = parsed(monkeypatch, partial(mlm_arguments.parse_args, ""), *mlm_words)
+    assert pretraining.mlm_span == 6 and pretraining.validation_file == ["b", "c"] and pretraining.seed == 43
+    mlm_arguments.check_args(pretraining, 1)
+    assert pretraining.max_seq_length == 640 and pretraining.gradient_accumulation_steps == 4
+    fine_tuning = parsed(monkeypatch, partial(gue_arguments.parse_args, ""), *gue_words)
+    assert fine_tuning.seeds == [43] and fine_tuning.tasks == args.tasks
+    assert Path(fine_tuning.model_name_or_path) == pretraining.output_dir
+    bases = json.loads((tmp_path / "name" / "seed-43" / "masked_bases.json").read_text())
+    assert bases["overlap"] == 6 and bases["bases_seen"] == pytest.approx(3e8, rel=0.01)
+
+
+def test_with_the_same_flops_a_tokenizer_of_shorter_tokens_sees_fewer_bases(folders):
+    args = Namespace(bases=1e9, bases_a_sequence=640, batch=256, config_name=ROOT / "configs" / "mini.json")
+    sequences = [sequence[:480] for sequence in SEQUENCES]
+    ratios = {name: tokenizer_runs.measure_ratio(folder, sequences) for name, folder in folders.items()}
+    assert ratios == {"6-mers": 6.0, "overlapping": pytest.approx(480 / 475)}
+    flops = {name: tokenizer_runs.flops_of_run(folder, ratios[name], args) for name, folder in folders.items()}
+    assert 5.9 < flops["overlapping"] / flops["6-mers"] < 8  # attention is dearer in longer rows
