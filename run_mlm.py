@@ -164,9 +164,8 @@ def main():
 
     micro_batches = iter(data.loader(state["step"], state.get("stream")))
     # its masks do not depend on --seed: the validation losses of any two runs can be compared
-    validation_set = batches.MaskedWindows(
-        data.validation, tokenizer, args.mlm_probability, seed=0, mlm_span=args.mlm_span
-    )
+    validation_masking = batches.Masking(tokenizer, args.mlm_probability, args.mlm_span)
+    validation_set = batches.MaskedWindows(data.validation, validation_masking, seed=0)
     validation_loader = batches.validation_loader(
         validation_set, args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
     )

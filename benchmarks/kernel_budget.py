@@ -74,7 +74,8 @@ def main():
 
     shape = (args.per_device_train_batch_size, args.max_seq_length)
     tokens = np.random.default_rng(0).integers(5, len(tokenizer), shape)
-    batch = batches.MaskedWindows(tokens, tokenizer, 0.15, seed=0).__getitems__([(0, row) for row in range(shape[0])])
+    windows = batches.MaskedWindows(tokens, batches.Masking(tokenizer, 0.15), seed=0)
+    batch = windows.__getitems__([(0, row) for row in range(shape[0])])
     batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
 
     def steps(number: int):

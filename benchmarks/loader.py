@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 
-from dnabert2.batches import MaskedWindows, Mixture, StepSampler, training_loader
+from dnabert2.batches import MaskedWindows, Masking, Mixture, StepSampler, training_loader
 from dnabert2.corpus import prepare_corpus
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.sources import file_sources
@@ -60,7 +60,7 @@ def main():
     args = parser.parse_args()
 
     tokenizer, sources = load_tokenizer(ROOT / "bpe_tokenizer"), file_sources(args.train_file)
-    masking = {"mlm_probability": 0.15, "seed": 42}
+    masking, seed = Masking(tokenizer, mlm_probability=0.15), 42
     print(f"{os.cpu_count()} cores\n\n| tokens a sequence | workers | thousand tokens a second | first batch, s |")
     print("|--:|--:|--:|--:|")
     for length in args.max_seq_length:
@@ -69,7 +69,7 @@ def main():
             start = time.perf_counter()
             corpus = prepare_corpus(sources, tokenizer, max_seq_length=length, cache_dir=args.cache_dir)
             prepared = f"\n{corpus.total('bases'):,} bases opened or prepared in {time.perf_counter() - start:.1f} s\n"
-            dataset = MaskedWindows(corpus.train, tokenizer, **masking)
+            dataset = MaskedWindows(corpus.train, masking, seed)
             rows = corpus.train.rows_by_species().values()
             mixture = Mixture(list(rows), args.sampling_temperature, seed=42)
         for num_workers in args.num_workers:
@@ -78,10 +78,11 @@ def main():
                     sources,
                     tokenizer,
                     max_seq_length=length,
+                    masking=masking,
                     micro_batch_size=size,
                     sampling_temperature=args.sampling_temperature,
                     num_workers=num_workers,
-                    **masking,
+                    seed=seed,
                 )
             else:
                 loader = cached_batches(dataset, mixture, size, num_workers)

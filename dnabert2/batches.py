@@ -46,10 +46,20 @@ class Masking:
     With an `mlm_span` of k, k tokens in a row are chosen, at places so many that each token is with `mlm_probability`
     in at least one, as DNABERT (doi 10.1093/bioinformatics/btab083) does for overlapping k-mers: a single one of
     those is told by its neighbours. A span that reaches beyond the end of a row goes on at its beginning.
+
+    With `boundary_dropout`, of this share of rows [CLS] and the last [SEP] are shown as [MASK], and not predicted. A
+    model that has the two near in all of training leans on them, and in long sequences most tokens have not
+    (benchmarks/extrapolation.md).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, mlm_span: int = 1):
-        self.mlm_probability, self.mlm_span = mlm_probability, mlm_span
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        mlm_probability: float,
+        mlm_span: int = 1,
+        boundary_dropout: float = 0.0,
+    ):
+        self.mlm_probability, self.mlm_span, self.boundary_dropout = mlm_probability, mlm_span, boundary_dropout
         self.start_probability = 1 - (1 - mlm_probability) ** (1 / mlm_span)
         self.mask_token_id = tokenizer.mask_token_id
         self.is_special = np.zeros(len(tokenizer), dtype=bool)
@@ -70,10 +80,13 @@ class Masking:
         is_random = is_chosen & (draws[1] >= 0.8) & (draws[1] < 0.9)
         input_ids = np.where(is_chosen & (draws[1] < 0.8), self.mask_token_id, tokens)
         random_ids = self.ordinary_ids[(draws[2] * len(self.ordinary_ids)).astype(np.int64)]
+        input_ids = np.where(is_random, random_ids, input_ids)
+        is_hidden = draws[2, :, 0] < self.boundary_dropout  # no other use is made of this draw, as [CLS] stands there
+        input_ids[np.ix_(is_hidden, [0, -1])] = self.mask_token_id
         positions = np.flatnonzero(is_chosen)
         filling = (0, self.prediction_rows(tokens.size, len(positions)) - len(positions))
         return {
-            "input_ids": torch.from_numpy(np.where(is_random, random_ids, input_ids)),
+            "input_ids": torch.from_numpy(input_ids),
             "prediction_positions": torch.from_numpy(np.pad(positions, filling)),
             "labels": torch.from_numpy(np.pad(tokens.flat[positions], filling, constant_values=IGNORE_INDEX)),
         }
@@ -116,7 +129,7 @@ def cut_windows(batch: dict[str, torch.Tensor], length: int) -> dict[str, torch.
     windows, inner = longest // length, length - 2
     if windows == 1:
         return batch
-    first, last = ids[:1, :1].expand(rows * windows, 1), ids[:1, -1:].expand(rows * windows, 1)  # [CLS], [SEP]
+    first, last = (ids[:, [end]].repeat_interleave(windows, dim=0) for end in (0, -1))  # [CLS], [SEP], or hidden ones
     tokens = ids[:, 1 : 1 + windows * inner].reshape(rows * windows, inner)
     row, token = positions // longest, positions % longest - 1  # of those that fill up, at position 0, the token is -1
     is_kept = (token >= 0) & (token < windows * inner)
@@ -134,16 +147,8 @@ class MaskedWindows(Dataset):
     the mask. The pass `UNMASKED` masks nothing.
     """
 
-    def __init__(
-        self,
-        windows: Windows,
-        tokenizer: PreTrainedTokenizerBase,
-        mlm_probability: float,
-        seed: int,
-        mlm_span: int = 1,
-    ):
-        self.windows, self.seed = windows, seed
-        self.masking = Masking(tokenizer, mlm_probability, mlm_span)
+    def __init__(self, windows: Windows, masking: Masking, seed: int):
+        self.windows, self.masking, self.seed = windows, masking, seed
 
     def __len__(self) -> int:
         return len(self.windows)

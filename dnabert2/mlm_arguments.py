@@ -96,6 +96,13 @@ def parse_args(description: str) -> argparse.Namespace:
         help="choose so many tokens in a row, for the same share: k for overlapping k-mers, as DNABERT (default: 1)",
     )
     data.add_argument(
+        "--boundary_dropout",
+        type=float,
+        default=0.0,
+        help="share of training windows whose [CLS] and [SEP] are hidden, so that the model learns to do without, as "
+        "in the middle of longer sequences (default: 0)",
+    )
+    data.add_argument(
         "--dataloader_num_workers", type=int, default=2, help="processes that mask and load; 0: none (default: 2)"
     )
     data.add_argument(
@@ -190,6 +197,8 @@ def check_args(args: argparse.Namespace, num_processes: int):
             raise UsageError(f"--{name} must be from 0 to below 1, is {getattr(args, name)}")
     if not 0 < args.mlm_probability <= 1:
         raise UsageError(f"--mlm_probability must be above 0 and at most 1, is {args.mlm_probability}")
+    if not 0 <= args.boundary_dropout <= 1:
+        raise UsageError(f"--boundary_dropout must be from 0 to 1, is {args.boundary_dropout}")
     if args.model_name_or_path and (args.config_name or args.config_overrides):
         raise UsageError("--config_name and --config_overrides are for new models: leave out --model_name_or_path")
     if args.max_train_steps and args.num_train_epochs:

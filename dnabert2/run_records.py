@@ -34,9 +34,9 @@ METRICS = {  # of dnabert2.metrics: the Hub's name, and a title
     "r2": ("r_squared", "R²"),
     "mse": ("mse", "mean squared error"),
 }
-PRETRAINING = """min_seq_length max_seq_length mlm_probability mlm_span total_train_batch_size max_train_steps
-learning_rate lr_scheduler_type num_warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-sampling_temperature reverse_complement streaming attn_implementation seed""".split()
+PRETRAINING = """min_seq_length max_seq_length mlm_probability mlm_span boundary_dropout total_train_batch_size
+max_train_steps learning_rate lr_scheduler_type num_warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
+max_grad_norm sampling_temperature reverse_complement streaming attn_implementation seed""".split()
 FINE_TUNING = """kmer reverse_complement selection_metric use_lora lora_r lora_alpha lora_dropout lora_target_modules
 seed mixed_precision""".split()  # arguments, beside the recipe
 

@@ -54,7 +54,7 @@ class StreamingLoader:
         sources: those of all processes, in the same order on each.
         tokenizer: loses a truncation or padding that was saved with it.
         max_seq_length: tokens a window, with [CLS] and [SEP].
-        mlm_probability, mlm_span, sampling_temperature: see `Masking` and `source_weights`.
+        masking, sampling_temperature: of the windows and of the sources, see `source_weights`.
         micro_batch_size: windows a batch.
         both_strands: whether half of the regions, by chance, are read as their reverse complements.
         num_workers: loader workers of each process; 0 reads and tokenises in the process itself, between steps.
@@ -73,8 +73,7 @@ class StreamingLoader:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_seq_length: int,
-        mlm_probability: float,
-        mlm_span: int = 1,
+        masking: Masking,
         micro_batch_size: int,
         sampling_temperature: float = 1.0,
         both_strands: bool = False,
@@ -91,7 +90,7 @@ class StreamingLoader:
         self.sources = [sources[i] for i in random_stream(seed, SPECIES_ORDER, 0).permutation(len(sources))]
         self.sizes = [source.num_bytes() for source in self.sources]  # once: of a URL it is a request
         self.weights = source_weights(self.sources, self.sizes, sampling_temperature)
-        self.tokenizer, self.masking = tokenizer, Masking(tokenizer, mlm_probability, mlm_span)
+        self.tokenizer, self.masking = tokenizer, masking
         self.max_seq_length, self.micro_batch_size = max_seq_length, micro_batch_size
         self.both_strands, self.seed, self.num_workers = both_strands, seed, num_workers
         self.block_batches = math.ceil(block_tokens / (micro_batch_size * max_seq_length))

@@ -52,6 +52,11 @@ def prepare_corpus(args: Namespace, sources: list[Source], tokenizer: PreTrained
     )
 
 
+def new_masking(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> batches.Masking:
+    """Of training windows, as the arguments say."""
+    return batches.Masking(tokenizer, args.mlm_probability, args.mlm_span, args.boundary_dropout)
+
+
 class CachedData:
     """Windows on disk, read in epochs."""
 
@@ -100,9 +105,7 @@ class CachedData:
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
-        windows = batches.MaskedWindows(
-            self.corpus.train, self.tokenizer, self.args.mlm_probability, self.args.seed, self.args.mlm_span
-        )
+        windows = batches.MaskedWindows(self.corpus.train, new_masking(self.args, self.tokenizer), self.args.seed)
         return batches.training_loader(windows, sampler, self.args.dataloader_num_workers)
 
     def state(self) -> None:
@@ -200,8 +203,7 @@ class StreamedData:
             self.sources,
             self.tokenizer,
             max_seq_length=self.args.max_seq_length,
-            mlm_probability=self.args.mlm_probability,
-            mlm_span=self.args.mlm_span,
+            masking=new_masking(self.args, self.tokenizer),
             micro_batch_size=self.args.per_device_train_batch_size,
             sampling_temperature=self.args.sampling_temperature,
             both_strands=self.args.reverse_complement,

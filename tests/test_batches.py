@@ -34,7 +34,7 @@ def windows(tokenizer):
 
 @pytest.fixture(scope="module")
 def masked_windows(windows, tokenizer):
-    return batches.MaskedWindows(windows, tokenizer, mlm_probability=0.15, seed=7)
+    return batches.MaskedWindows(windows, batches.Masking(tokenizer, 0.15), seed=7)
 
 
 def all_labels(batch):
@@ -108,7 +108,7 @@ def test_tokens_are_chosen_each_by_itself(masked_windows):
 
 @pytest.mark.parametrize("span", [3, 6])
 def test_spans_choose_15_percent_of_the_tokens_at_every_place_in_runs_of_a_span_or_more(windows, tokenizer, span):
-    dataset = batches.MaskedWindows(windows, tokenizer, mlm_probability=0.15, seed=7, mlm_span=span)
+    dataset = batches.MaskedWindows(windows, batches.Masking(tokenizer, 0.15, span), seed=7)
     is_chosen = whole_epoch(dataset)[1][:, 1:-1] != batches.IGNORE_INDEX
     for place in range(LENGTH - 2):
         assert_share(is_chosen[:, place], 0.15)
@@ -120,6 +120,19 @@ def test_spans_choose_15_percent_of_the_tokens_at_every_place_in_runs_of_a_span_
     assert len(dataset.__getitems__([(0, row) for row in range(32)])["labels"]) == (512 if span == 3 else 576)
 
 
+def test_boundary_dropout_hides_both_ends_of_its_share_of_rows_and_changes_nothing_else(
+    masked_windows, windows, tokenizer
+):
+    masking = batches.Masking(tokenizer, 0.15, boundary_dropout=0.4)
+    input_ids, labels = whole_epoch(batches.MaskedWindows(windows, masking, seed=7))
+    is_hidden = input_ids[:, 0] == tokenizer.mask_token_id
+    assert_share(is_hidden, 0.4)
+    assert ((input_ids[:, -1] == tokenizer.mask_token_id) == is_hidden).all()
+    other_ids, other_labels = whole_epoch(masked_windows)
+    assert (labels == other_labels).all() and (input_ids[:, 1:-1] == other_ids[:, 1:-1]).all()
+    assert (input_ids[~is_hidden] == other_ids[~is_hidden]).all()
+
+
 def test_special_tokens_are_neither_chosen_nor_drawn(masked_windows, windows, tokenizer):
     tokens = windows[range(ROWS)]
     for epoch in range(3):
@@ -128,7 +141,7 @@ def test_special_tokens_are_neither_chosen_nor_drawn(masked_windows, windows, to
         assert (input_ids[:, 0] == tokenizer.cls_token_id).all() and (input_ids[:, -1] == tokenizer.sep_token_id).all()
         is_random = (input_ids != tokens) & (input_ids != tokenizer.mask_token_id)
         assert not set(input_ids[is_random]) & set(tokenizer.all_special_ids)
-    everything = batches.MaskedWindows(windows, tokenizer, mlm_probability=1.0, seed=7)
+    everything = batches.MaskedWindows(windows, batches.Masking(tokenizer, 1.0), seed=7)
     labels = all_labels(everything.__getitems__([(0, 0)]))[0]
     assert (labels != batches.IGNORE_INDEX).tolist() == [False] + [True] * (LENGTH - 2) + [False]
 
@@ -150,7 +163,7 @@ def test_a_row_has_the_same_mask_in_any_batch(masked_windows):
 
 
 def test_a_row_has_other_masks_in_other_epochs_rows_and_seeds(masked_windows, windows, tokenizer):
-    other_seed = batches.MaskedWindows(windows, tokenizer, mlm_probability=0.15, seed=8)
+    other_seed = batches.MaskedWindows(windows, batches.Masking(tokenizer, 0.15), seed=8)
 
     def chosen(dataset, epoch, rows):
         keys = [(epoch, row) for row in rows]
@@ -183,7 +196,7 @@ class TestPredictionPositions:
 
     @pytest.mark.parametrize("probability", [0.0, 1e-4, 1.0])
     def test_hold_all_that_are_chosen(self, windows, tokenizer, probability):
-        dataset = batches.MaskedWindows(windows, tokenizer, mlm_probability=probability, seed=7)
+        dataset = batches.MaskedWindows(windows, batches.Masking(tokenizer, probability), seed=7)
         batch = dataset.__getitems__([(0, row) for row in range(300)])
         number = int((batch["labels"] >= 0).sum())
         if probability in (0, 1):
@@ -230,6 +243,14 @@ def test_shorter_windows_have_the_tokens_masks_and_labels_of_the_long_ones(maske
         assert (np.asarray(shorter)[:, 1:-1] == expected).all()
     assert (all_labels(cut)[:, [0, -1]] == batches.IGNORE_INDEX).all()
     assert (all_labels(cut) >= 0).any()
+
+
+def test_shorter_windows_hide_their_ends_where_the_long_one_does(windows, tokenizer):
+    dataset = batches.MaskedWindows(windows, batches.Masking(tokenizer, 0.15, boundary_dropout=0.5), seed=7)
+    whole = dataset.__getitems__([(0, row) for row in range(50)])
+    ends = batches.cut_windows(whole, 16)["input_ids"][:, [0, -1]].reshape(50, -1, 2)
+    assert (ends == whole["input_ids"][:, None, [0, -1]]).all()
+    assert len(ends[:, 0].unique(dim=0)) == 2
 
 
 # --- order -------------------------------------------------------------------------------------------------------
@@ -426,7 +447,7 @@ def test_masked_windows_are_what_masking_makes_of_their_tokens_and_draws(masked_
 def test_separators_within_a_window_are_not_masked(tokenizer):
     tokens = np.full((50, LENGTH), 9, dtype=np.uint16)
     tokens[:, [0]], tokens[:, [20, 41, -1]] = tokenizer.cls_token_id, tokenizer.sep_token_id
-    dataset = batches.MaskedWindows(Windows([tokens], ["a"]), tokenizer, mlm_probability=1.0, seed=7)
+    dataset = batches.MaskedWindows(Windows([tokens], ["a"]), batches.Masking(tokenizer, 1.0), seed=7)
     is_label = all_labels(dataset.__getitems__([(0, row) for row in range(50)])) != batches.IGNORE_INDEX
     assert (is_label == ~np.isin(np.arange(LENGTH), [0, 20, 41, LENGTH - 1])).all()
 

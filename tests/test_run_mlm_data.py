@@ -103,7 +103,7 @@ def test_a_stream_resumed_is_the_uninterrupted_one_bit_for_bit(run, corpus, work
     options = {**STREAMED, "reverse_complement": True, "sampling_temperature": 2, "max_train_steps": 8}
     options |= {"validation_file": corpus / "delta.fa", "train_file": corpus / "[abg]*.fa", "checkpointing_steps": 3}
     options |= {"dataloader_num_workers": workers, "per_device_train_batch_size": 8, "eval_steps": 4}
-    options |= {"config_overrides": DROPOUT, "min_seq_length": 16, "mlm_span": 2}
+    options |= {"config_overrides": DROPOUT, "min_seq_length": 16, "mlm_span": 2, "boundary_dropout": 0.5}
     first = run("first", **options)
     assert_equal_runs(first, resumed(run, first, 3, **options))
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnabert2 import mixing, streaming
+from dnabert2.batches import Masking
 from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.sequences import Record, SequenceFileError
@@ -71,7 +72,7 @@ def loader(tokenizer):
     """A function that makes a loader of small blocks: of 5 batches."""
 
     def made(sources, **options):
-        defaults = {"max_seq_length": LENGTH, "mlm_probability": 0.15, "micro_batch_size": SIZE, "seed": 3}
+        defaults = {"max_seq_length": LENGTH, "masking": Masking(tokenizer, 0.15), "micro_batch_size": SIZE, "seed": 3}
         return streaming.StreamingLoader(sources, tokenizer, **defaults | {"block_tokens": 40 * LENGTH} | options)
 
     return made
@@ -339,12 +340,12 @@ def test_a_process_that_ends_while_a_stream_is_open_says_nothing_of_it(tmp_path)
     (tmp_path / "genome.fa").write_text(f">x\n{random_bases(9 * REGION, seed=1)}\n")
     code = f"""
 import sys
-from dnabert2 import loading, sources, streaming
+from dnabert2 import batches, loading, sources, streaming
 tokenizer = loading.load_tokenizer(loading.ROOT / "bpe_tokenizer")
-options = dict(max_seq_length={LENGTH}, mlm_probability=0.15, micro_batch_size={SIZE}, seed=1)
+options = dict(max_seq_length={LENGTH}, masking=batches.Masking(tokenizer, 0.15), micro_batch_size={SIZE}, seed=1)
 options["block_tokens"] = {40 * LENGTH}
-batches = iter(streaming.StreamingLoader(sources.file_sources(sys.argv[1:]), tokenizer, **options))
-next(batches)
+stream = iter(streaming.StreamingLoader(sources.file_sources(sys.argv[1:]), tokenizer, **options))
+next(stream)
 sys.exit("error: the loss is nan")
 """
     command = [sys.executable, "-c", code, str(tmp_path / "genome.fa")]

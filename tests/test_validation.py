@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnabert2 import batches
-from dnabert2.batches import MaskedWindows, validation_loader
+from dnabert2.batches import MaskedWindows, Masking, validation_loader
 from dnabert2.loading import ROOT, load_tokenizer
 from dnabert2.validation import COLUMNS, by_kingdom, markdown, metrics, validate
 from dnabert2.windows import Windows
@@ -55,7 +55,7 @@ def masked(tokenizer, sizes=SIZES, species=SPECIES, mlm_probability=0.4):
     tokens = np.random.default_rng(1).integers(5, VOCABULARY, (sum(sizes), LENGTH)).astype(np.uint16)
     tokens[:, 0], tokens[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
     windows = Windows(np.split(tokens, np.cumsum(sizes)[:-1]), list(species))
-    return MaskedWindows(windows, tokenizer, mlm_probability, seed=0)
+    return MaskedWindows(windows, Masking(tokenizer, mlm_probability), seed=0)
 
 
 def run(dataset, model, batch_size=4, index=0, processes=1):
