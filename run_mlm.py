@@ -230,9 +230,10 @@ def main():
         is_saved = is_stopping or (args.checkpointing_steps and done % args.checkpointing_steps == 0)
         is_logged = is_last or done % args.logging_steps == 0
         if is_logged or is_saved:
-            skipped, is_skipped = finite_steps.look(done, is_last, args.output_dir)
+            # after the last step validation judges the weights
+            skipped, in_a_row = finite_steps.look(done, is_last and not len(validation_set), args.output_dir)
             state |= {"skipped_steps": skipped} if skipped else {}
-            is_saved = is_saved and not is_skipped  # weights that may be broken are no checkpoint
+            is_saved = is_saved and not in_a_row  # weights that may be broken are no checkpoint
         outlook = meter.outlook(done - first_step, args.max_train_steps - done, loss)
         if outlook and accelerator.is_main_process:
             progress.write(outlook)
@@ -268,6 +269,11 @@ def main():
             accelerator.end_training()
             raise SystemExit(stopping.STATUS)
     progress.close()
+    if first_step < args.max_train_steps and in_a_row:
+        accelerator.print(
+            f"Warning: loss or gradients of the last {in_a_row} step(s) were not finite, and these were skipped: the "
+            f"model is that of step {args.max_train_steps - in_a_row:,}; {skipped:,} step(s) were skipped in all"
+        )
 
     checkpoints.save_final_model(accelerator, model, tokenizer, args.output_dir)
     results = metrics.last | {"parameters": parameters, "train_tokens": args.max_train_steps * meter.tokens_a_step}

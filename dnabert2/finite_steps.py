@@ -37,34 +37,42 @@ class FiniteSteps:
     def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer, skipped: int = 0):
         self.optimizer, self.inner = optimizer, getattr(optimizer, "optimizer", optimizer)
         self.has_scaler, self.is_fused = accelerator.scaler is not None, self.inner.defaults.get("fused")
-        # in all, in a row up to now, and the most in a row since the last look
-        self.skipped, self.in_a_row, self.longest = torch.tensor([skipped, 0, 0], device=accelerator.device)
+        # in all, in a row up to now, the most in a row since the last look; and whether the last loss was finite
+        self.skipped, self.in_a_row, self.longest, self.is_loss_finite = torch.tensor(
+            [skipped, 0, 0, 1], device=accelerator.device
+        )
 
     def step(self, loss: torch.Tensor, grad_norm: torch.Tensor):
         """A step, if the step's loss and the norm of its gradients are finite; both are of one element."""
-        is_skipped = ~(loss.isfinite() if self.has_scaler else loss.isfinite() & grad_norm.isfinite())
+        is_loss_finite = loss.isfinite()
+        is_skipped = ~(is_loss_finite if self.has_scaler else is_loss_finite & grad_norm.isfinite())
         self.skipped = self.skipped + is_skipped
         self.in_a_row = (self.in_a_row + 1) * is_skipped
         self.longest = torch.maximum(self.longest, self.in_a_row)
+        self.is_loss_finite = is_loss_finite.long()
         if self.is_fused and not self.has_scaler:
             self.inner.found_inf = is_skipped.float()  # as a scaler tells it: the kernel then changes nothing
         elif not self.has_scaler and is_skipped:
             return
         self.optimizer.step()
 
-    def look(self, step: int, is_last: bool, output_dir: Path | None) -> tuple[int, bool]:
+    def look(self, step: int, must_be_good: bool, output_dir: Path | None) -> tuple[int, int]:
         """
-        How many steps were skipped in all, and whether the last one was. This waits for a GPU.
+        How many steps were skipped in all, and how many of the last ones in a row. This waits for a GPU.
+
+        Args:
+            must_be_good: the weights are to be kept, and the last step's loss alone tells whether they are broken.
 
         Raises:
-            UsageError: for more than MOST_IN_A_ROW since the last look, and for a last step that was skipped: what
-                the weights are worth is not known then.
+            UsageError: for more than MOST_IN_A_ROW since the last look; with `must_be_good` for a loss that was not
+                finite.
         """
-        skipped, in_a_row, longest = torch.stack([self.skipped, self.in_a_row, self.longest]).tolist()
+        counts = torch.stack([self.skipped, self.in_a_row, self.longest, self.is_loss_finite])
+        skipped, in_a_row, longest, is_loss_finite = counts.tolist()
         self.longest = self.in_a_row
-        if longest > MOST_IN_A_ROW or (is_last and in_a_row):
+        if longest > MOST_IN_A_ROW or (must_be_good and not is_loss_finite):
             refuse_broken_weights(
                 f"loss or gradients were not finite at {longest} step(s) in a row, up to step {step}",
                 output_dir,
             )
-        return skipped, in_a_row > 0
+        return skipped, in_a_row

@@ -39,15 +39,22 @@ def test_a_skipped_step_changes_neither_weights_nor_the_optimizer(tmp_path, is_f
     assert torch.equal(whole[0], without[0])
     states = [steps.inner.state[parameter] for parameter, steps in (whole, without)]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items()) and states[0]["step"] == 2
-    assert whole[1].look(5, True, tmp_path) == (3, False) and without[1].look(2, True, tmp_path) == (0, False)
+    assert whole[1].look(5, True, tmp_path) == (3, 0) and without[1].look(2, True, tmp_path) == (0, 0)
 
 
-def test_counts_go_on_from_those_of_the_run_before_and_a_skipped_last_step_is_told(tmp_path):
+def test_counts_go_on_from_those_of_the_run_before(tmp_path):
     parameter, steps = steps_of(skipped=7)
     make(parameter, steps, NAN, NAN)
-    assert steps.look(8, False, tmp_path) == (8, True)
-    with pytest.raises(UsageError, match="not finite at 1 step"):
-        steps.look(8, True, tmp_path)
+    assert steps.look(8, False, tmp_path) == (8, 1)
+
+
+def test_weights_are_known_to_be_good_by_a_finite_loss_whatever_its_gradients(tmp_path):
+    parameter, steps = steps_of()
+    make(parameter, steps, GOOD, NAN)
+    assert steps.look(1, True, tmp_path) == (1, 1)
+    make(parameter, steps, INF, GOOD)
+    with pytest.raises(UsageError, match="not finite at 2 step"):
+        steps.look(2, True, tmp_path)
 
 
 @pytest.mark.parametrize("looks", [[9], [2, 4, 6, 9]])
@@ -69,16 +76,16 @@ def test_four_in_a_row_are_borne_again_and_again(tmp_path):
     for step in range(1, 26):
         make(parameter, steps, GOOD if step % 5 == 0 else NAN, GOOD)
         steps.look(step, False, tmp_path)
-    assert steps.look(25, True, tmp_path) == (20, False)
+    assert steps.look(25, True, tmp_path) == (20, 0)
 
 
 def test_infinite_gradients_of_fp16_are_its_scalers(tmp_path):
     parameter, steps = steps_of(accelerator=SimpleNamespace(device=HOST.device, scaler=object()))
     for _ in range(9):
         make(parameter, steps, GOOD, INF)
-    assert steps.look(9, True, tmp_path) == (0, False)
+    assert steps.look(9, True, tmp_path) == (0, 0)
     make(parameter, steps, NAN, NAN)
-    assert steps.look(10, False, tmp_path) == (1, True)
+    assert steps.look(10, False, tmp_path) == (1, 1)
 
 
 @pytest.mark.gpu
@@ -101,4 +108,4 @@ def test_on_a_gpu_nothing_waits_for_it_before_one_looks(tmp_path):
     for _ in range(3):
         make(expected, on_host, GOOD, GOOD)
     assert torch.allclose(parameter.cpu(), expected, atol=1e-6)
-    assert steps.look(4, True, tmp_path) == (1, False)
+    assert steps.look(4, True, tmp_path) == (1, 0)

@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 import torch
-from mlm_runs import arguments, column, metrics, run_here, small_corpus
+from mlm_runs import arguments, column, metrics, results, run_here, small_corpus
 
 import run_mlm
 from dnabert2 import checkpoints
@@ -170,11 +170,28 @@ def test_five_skipped_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoi
     assert files(folder) == {"arguments.json", "metrics.jsonl", "checkpoint-2"}
 
 
-def test_gradients_that_are_not_finite_are_skipped_too_and_weights_that_break_at_the_end_not_saved(run, monkeypatch):
+def test_a_run_whose_last_step_is_skipped_keeps_the_weights_of_the_step_before_and_says_so(run, monkeypatch, capsys):
+    at_step(monkeypatch, lambda step, loss: torch.full_like(loss, torch.nan) if step in (2, 4) else loss)
+    folder, error = run(max_train_steps=4, checkpointing_steps=1, validation_split_percentage=10)
+    assert error is None and "were skipped: the model is that of step 3; 2 step(s) were" in capsys.readouterr().out
+    assert {name for name in files(folder) if "checkpoint" in name} == {"checkpoint-1", "checkpoint-3"}
+    kept, last = (folder / path / "model.safetensors" for path in ("checkpoint-3", "."))
+    assert kept.read_bytes() == last.read_bytes()
+    assert results(folder)["skipped_steps"] == 2 and results(folder)["validation_loss"] < 10
+
+
+def test_gradients_that_are_not_finite_are_skipped_too(run, monkeypatch, capsys):
     monkeypatch.setattr(run_mlm.Accelerator, "clip_grad_norm_", lambda *arguments: torch.tensor(torch.nan))
     folder, error = run(max_train_steps=2, checkpointing_steps=1)
-    assert error.startswith("error: loss or gradients were not finite at 2 step(s) in a row, up to step 2")
-    assert files(folder) == {"arguments.json", "metrics.jsonl"}
+    assert error is None and "the model is that of step 0; 2 step(s)" in capsys.readouterr().out  # its loss is finite
+    assert "model.safetensors" in files(folder) and "checkpoint-1" not in files(folder)
+
+
+def test_without_validation_a_last_loss_that_is_not_finite_ends_the_run(run, monkeypatch):
+    at_step(monkeypatch, lambda step, loss: torch.full_like(loss, torch.nan) if step == 2 else loss)
+    folder, error = run(max_train_steps=2, checkpointing_steps=1)
+    assert error.startswith("error: loss or gradients were not finite at 1 step(s) in a row, up to step 2")
+    assert files(folder) == {"arguments.json", "metrics.jsonl", "checkpoint-1"}
 
 
 def test_a_rate_that_breaks_the_weights_saves_none_of_them(run):
