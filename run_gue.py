@@ -7,7 +7,7 @@ The recipe of each dataset is the published one (dnabert2/gue.py), unless flags 
 TASK/seed-SEED/ with all_results.json, predictions.csv, metrics.jsonl and the model (--save_model); gue_results.md,
 .json and .png. Given again, the command keeps the runs that are finished; one that was interrupted goes on from its
 last state (--checkpointing_steps) or begins anew, and ends the same. SIGTERM has it write its state at the end of the
-step (of several processes at the next step that ten divides) and end with status 143.
+step (of several processes at the next step that ten divides) and end with status 143; outside of training, at once.
 """
 
 import gc
@@ -190,25 +190,26 @@ def run(
                 write_whole(snapshot / METRICS_FILE, (folder / METRICS_FILE).read_bytes())
                 write_whole(snapshot / RESULTS_FILE, json.dumps(about | {"dev": best}))
 
-    best = finetune(
-        accelerator,
-        model,
-        task,
-        collator,
-        recipe,
-        problem_type=data.problem_type,
-        seed=seed,
-        micro_batch_size=micro_batch,
-        eval_batch_size=eval_batch,
-        selection_metric=args.selection_metric,
-        scale=scale,
-        metrics_file=MetricsFile(folder / METRICS_FILE, state.first_step, accelerator),
-        logging_steps=args.logging_steps,
-        name=f"{source.name} seed {seed}",
-        use_cuda_graphs=use_cuda_graphs,
-        state=state,
-        on_best=push_best,
-    )
+    with sigterm.noted():
+        best = finetune(
+            accelerator,
+            model,
+            task,
+            collator,
+            recipe,
+            problem_type=data.problem_type,
+            seed=seed,
+            micro_batch_size=micro_batch,
+            eval_batch_size=eval_batch,
+            selection_metric=args.selection_metric,
+            scale=scale,
+            metrics_file=MetricsFile(folder / METRICS_FILE, state.first_step, accelerator),
+            logging_steps=args.logging_steps,
+            name=f"{source.name} seed {seed}",
+            use_cuda_graphs=use_cuda_graphs,
+            state=state,
+            on_best=push_best,
+        )
     seconds = time.perf_counter() - start
     logits = predict(accelerator, model, collator, strands_of(task, "test"), eval_batch)
     test = score(accelerator, logits, data.splits["test"].labels, data.problem_type, scale)
@@ -264,9 +265,8 @@ def main():
     finished = len(sources) * len(args.seeds) - to_do
     accelerator.print(f"{len(sources)} task(s), {len(args.seeds)} seed(s): {finished} finished, {to_do} to do")
     check_recipes(args, accelerator, [source for source in sources if runs[source.name]])
-    sigterm = Sigterm()
-    is_first = True
-    tokenizer, positions = None, None
+    sigterm = Sigterm(is_noted=False)
+    is_first, tokenizer, positions = True, None, None
     for source in sources:
         if not runs[source.name]:
             continue

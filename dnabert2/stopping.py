@@ -5,7 +5,10 @@ has a status of its own. torchrun passes the signal on and waits half a minute b
 one process passes nothing on: signal its process group, as Slurm does, or start the script itself.
 """
 
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -16,14 +19,32 @@ AGREE_STEPS = 10  # several processes must stop at one step: so often they ask e
 
 
 class Sigterm:
-    """Takes note of the signal, from when it is made to when the script ends (`errors.run_script`)."""
+    """
+    Takes note of the signal, from when it is made to when the script ends (`errors.run_script`).
 
-    def __init__(self):
-        self.has_come = False
+    Args:
+        is_noted: leave the script's end to who asks `is_stopping`. Else it ends at once, but within `noted`: what it
+            has saved is whole at any time.
+    """
+
+    def __init__(self, is_noted: bool = True):
+        self.has_come, self.is_noted = False, is_noted
         signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_):
         self.has_come = True
+        if not self.is_noted:
+            os.write(2, b"Stopped by SIGTERM: the same command goes on\n")  # print can be what was interrupted
+            raise SystemExit(STATUS)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Training, which asks `is_stopping` at each step; a signal that comes after its last step ends the script."""
+        self.is_noted = True
+        yield
+        self.is_noted = False
+        if self.has_come:
+            self._note()
 
     def is_stopping(self, accelerator: Accelerator, step: int) -> bool:
         """Whether to stop after this step; the same on every process. Call it on all."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gue_runs import SIZES, command, lines, results, run_here, save_base, write_task
 
+import run_gue
 from dnabert2 import finetuning, run_state
 from dnabert2.checkpoints import MetricsFile
 
@@ -143,21 +144,22 @@ def test_five_skipped_steps_in_a_row_end_the_run(folder, monkeypatch):
     )
 
 
+def terminate_at_step(patch, step):
+    write = MetricsFile.write
+
+    def terminating(self, **values):
+        if values["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, **values)
+
+    patch.setattr(MetricsFile, "write", terminating)
+
+
 def test_sigterm_saves_a_state_and_the_same_command_goes_on(folder, monkeypatch, capsys):
-    def terminate_at_step_6(patch):
-        write = MetricsFile.write
-
-        def terminating(self, **values):
-            if values["step"] == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-            write(self, **values)
-
-        patch.setattr(MetricsFile, "write", terminating)
-
     run_here(monkeypatch, *options_of(folder, "stopped-whole"))
     parts = options_of(folder, "stopped")  # without --checkpointing_steps
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
-        terminate_at_step_6(patch)
+        terminate_at_step(patch, 6)
         run_here(monkeypatch, *parts)
     run = folder / "stopped" / "task/seed-1"
     assert error.value.code == 143 and f"Stopped by SIGTERM: {run / 'checkpoint-6'}" in capsys.readouterr().out
@@ -165,3 +167,25 @@ def test_sigterm_saves_a_state_and_the_same_command_goes_on(folder, monkeypatch,
     assert results(run)["resumed_at_step"] == 6
     for file in ("model.safetensors", "metrics.jsonl", "predictions.csv"):
         assert (run / file).read_bytes() == (folder / "stopped-whole/task/seed-1" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("moment", ["while it encodes", "in the last step", "while it predicts"])
+def test_sigterm_outside_of_training_ends_the_script_at_once_and_leaves_the_state(folder, monkeypatch, capfd, moment):
+    def terminate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    name = moment.replace(" ", "_")
+    parts = options_of(folder, name, checkpointing_steps=4)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        if moment == "in the last step":
+            terminate_at_step(patch, 14)
+            patch.setattr(run_gue, "predict", terminate)
+        else:
+            patch.setattr(run_gue, "encode" if "encodes" in moment else "predict", terminate)
+        run_here(monkeypatch, *parts)
+    assert error.value.code == 143 and "Stopped by SIGTERM: the same command goes on" in capfd.readouterr().err
+    run, left = folder / name / "task/seed-1", None if "encodes" in moment else 12
+    assert [path.name for path in run.glob("checkpoint-*")] == ([f"checkpoint-{left}"] if left else [])
+    run_here(monkeypatch, *parts)
+    assert results(run)["resumed_at_step"] == left and results(run)["test"]["loss"] < 5

@@ -44,6 +44,18 @@ def test_several_processes_stop_at_one_step_whichever_of_them_was_signalled():
     assert not any(other.is_stopping(accelerator(2), step) for step in steps)
 
 
+def test_where_no_one_asks_the_signal_ends_the_script_at_once_and_within_training_at_its_end():
+    sigterm = Sigterm(is_noted=False)
+    with pytest.raises(SystemExit) as error:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert error.value.code == 143 and sigterm.has_come
+    sigterm, steps = Sigterm(is_noted=False), []
+    with pytest.raises(SystemExit), sigterm.noted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        steps.append(sigterm.is_stopping(accelerator(1), 1))
+    assert steps == [True]
+
+
 def test_a_script_leaves_the_signal_as_it_was():
     before = signal.getsignal(signal.SIGTERM)
     run_script(Sigterm)
