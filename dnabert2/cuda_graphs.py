@@ -20,6 +20,7 @@ from accelerate.utils import DynamoBackend
 from torch import nn
 
 from dnabert2.encoding import EncodedSplit
+from dnabert2.errors import UsageError
 from dnabert2.padding import Collator, Packer
 
 
@@ -152,13 +153,25 @@ class RecordedStep:
         Args:
             seed: of torch's generators. Recorded kernels read it, and the numbers drawn since, when they are replayed:
                 dropout is the same function of it as without a graph.
+
+        Raises:
+            UsageError: for a GPU without the memory for another recording.
         """
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         key = tuple(value.shape if name in tensors else value for name, value in inputs.items())
         if key not in self.recordings:
             first = next(iter(self.recordings.values()), None)
             own = inputs | {name: tensor.clone() for name, tensor in tensors.items()}
-            self.recordings[key] = record(self.function, own, self.parameters, first)
+            try:
+                self.recordings[key] = record(self.function, own, self.parameters, first)
+            except RuntimeError as error:
+                # where it failed in the midst of a recording, that one's end can raise an error of its own
+                if not any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__context__)):
+                    raise
+                raise UsageError(
+                    "the GPU has no memory left to record the training step as a CUDA graph: give --no_cuda_graphs, "
+                    "and if that needs too much as well, a smaller --per_device_train_batch_size"
+                ) from error
         recording = self.recordings[key]
         for name, tensor in tensors.items():
             recording.inputs[name].copy_(tensor)

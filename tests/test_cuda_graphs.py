@@ -19,12 +19,16 @@ from transformers import AutoModelForSequenceClassification
 from dnabert2 import cuda_graphs
 from dnabert2.classifiers import add_adapter
 from dnabert2.encoding import EncodedSplit, EncodedTask
+from dnabert2.errors import UsageError
 from dnabert2.finetuning import finetune
 from dnabert2.gue import Recipe
 from dnabert2.gue_arguments import LORA_TARGETS
 from dnabert2.labelled import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dnabert2.loading import fastest_attention
 from dnabert2.padding import Collator
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 class StandIn:
@@ -139,6 +143,34 @@ def test_a_recorded_call_gives_the_result_and_the_gradients_of_a_plain_one(stand
         weight.grad = None  # as an optimiser leaves it
     assert [recording.graph.replays for recording in stand_ins] == [3, 1]
     assert [recording.graph.shares_memory_of for recording in stand_ins] == [None, stand_ins[0]]
+
+
+def failing(error, at_its_end=None):
+    """In place of `record`: fails, and in the second case its end does, too."""
+
+    def record(*_):
+        try:
+            raise error
+        finally:
+            if at_its_end:
+                raise at_its_end
+
+    return record
+
+
+@pytest.mark.parametrize("errors", [[NO_MEMORY], [NO_MEMORY, RuntimeError("CUDA error: failed during capture")]])
+def test_memory_that_is_too_small_for_a_recording_is_told_with_the_flag_that_does_without(monkeypatch, errors):
+    monkeypatch.setattr(cuda_graphs, "record", failing(*errors))
+    with pytest.raises(UsageError, match=r"--no_cuda_graphs.* --per_device_train_batch_size"):
+        cuda_graphs.RecordedStep(torch.sum, [])({"x": torch.ones(1)}, 1)
+
+
+def test_another_error_of_a_recording_is_raised_as_it_is(monkeypatch):
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(cuda_graphs, "record", failing(error))
+    with pytest.raises(RuntimeError) as raised:
+        cuda_graphs.RecordedStep(torch.sum, [])({"x": torch.ones(1)}, 1)
+    assert raised.value is error
 
 
 @pytest.fixture(scope="module")
