@@ -109,13 +109,6 @@ def encode(
     return EncodedTask(max_seq_length, *encoded)
 
 
-def encode_split(
-    split: Split, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, kmer: int | None = None
-) -> EncodedSplit:
-    """The token ids of one split, as of sequences to predict. Raises UsageError as `encode` does."""
-    return _truncate(_tokenize(split, tokenizer, kmer), split, tokenizer, max_seq_length, kmer)
-
-
 def _texts(split: Split, rows: Sequence[int], kmer: int | None) -> dict[str, list[str]]:
     """The tokenizer's arguments for these rows."""
     texts = {"text": [split.sequences[row] for row in rows]}

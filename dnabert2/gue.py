@@ -7,9 +7,8 @@ d87d29f. Scores: figures/Performance.png there (Table 6 of the paper's second ve
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
 
 from dnabert2.errors import UsageError
 
@@ -135,11 +134,6 @@ def select_tasks(names: Sequence[str]) -> list[Task]:
             raise UsageError(f"GUE has no task or group {name!r}; near to it: {', '.join(close)}")
     wanted = set().union(*(meanings[name] for name in names))
     return [task for task in TASKS if task.name in wanted]
-
-
-def published_mean(model: str, tasks: Iterable[Task] = TASKS) -> float:
-    """The mean of a model's published scores over datasets, each of the same weight, in percent."""
-    return mean(task.published[model] for task in tasks)
 
 
 TASKS_BY_NAME: dict[str, Task] = {task.name: task for task in TASKS}

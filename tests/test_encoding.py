@@ -11,7 +11,7 @@ from conftest import ROOT
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertModel, EsmConfig, EsmModel, PreTrainedTokenizerFast
 
-from dnabert2.encoding import encode, encode_split, kmers, position_limit
+from dnabert2.encoding import encode, kmers, position_limit
 from dnabert2.errors import UsageError
 from dnabert2.labelled import SINGLE_LABEL, Split, TaskData
 from dnabert2.windows import reverse_complement
@@ -112,8 +112,7 @@ def test_what_cannot_be_encoded_is_refused(tokenizer, kmer_tokenizer):
 def test_the_cap_is_no_more_than_the_model_has_positions_for(tokenizer):
     encoded = encode(task_of("ACGTTGCAAGGT" * 9), tokenizer, max_positions=10)
     assert (encoded.max_seq_length, encoded.splits["train"].truncated) == (10, 1)
-    split = encode_split(split_of("ACGTTGCAAGGT" * 9), tokenizer, 10)
-    assert len(split.input_ids[0]) == 10
+    assert len(encoded.splits["train"].input_ids[0]) == 10
 
 
 def test_position_embeddings_limit_a_model_and_rotary_ones_do_not():
