@@ -289,8 +289,7 @@ def main():
             is_first = False
     if accelerator.is_main_process:
         gue_report.write_report(args.output_dir)
-    # Nobody leaves before all is saved, and no process frees what another still reduces: see run_mlm.py.
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # nobody leaves before all is saved
     accelerator.print(f"The table is {args.output_dir / gue_report.MARKDOWN_FILE}")
     accelerator.end_training()
     pusher.finish(run_folder(args, sources[0], args.seeds[0]))

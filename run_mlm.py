@@ -266,7 +266,7 @@ def main():
         if is_saved and is_stopping:
             progress.close()
             accelerator.print(f"Stopped by SIGTERM: {folder} is where the same command goes on")
-            accelerator.end_training()
+            stopping.end_training(accelerator)
             raise SystemExit(stopping.STATUS)
     progress.close()
     if first_step < args.max_train_steps and in_a_row:
@@ -286,11 +286,9 @@ def main():
             write_whole(args.output_dir / "validation.md", validation.markdown(table))
         write_whole(args.output_dir / checkpoints.RESULTS_FILE, json.dumps(results, indent=2) + "\n")
         curves.draw_curves([args.output_dir], args.output_dir / "curves.png")
-    # Nobody leaves before all is saved. Without it gloo can hang: a process that frees its model right after a
-    # reduction holds the GIL and waits for gloo's thread, which waits for the GIL to free the reduced tensors.
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # nobody leaves before all is saved
     accelerator.print(f"Saved to {args.output_dir}")
-    accelerator.end_training()
+    stopping.end_training(accelerator)
     pusher.finish(args.output_dir)
 
 

@@ -5,6 +5,7 @@ has a status of its own. torchrun passes the signal on and waits half a minute b
 one process passes nothing on: signal its process group, as Slurm does, or start the script itself.
 """
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+
+from dnabert2.errors import at_end
 
 
 STATUS = 128 + signal.SIGTERM
@@ -54,6 +57,23 @@ class Sigterm:
             return False
         has_come = torch.tensor(float(self.has_come), device=accelerator.device)
         return accelerator.reduce(has_come, reduction="sum").item() > 0
+
+
+def end_training(accelerator: Accelerator):
+    """
+    `accelerator.end_training()`, but once the script has let go of its model: at its end, after `main` (`run_script`).
+
+    DDP that outlives the processes' group is the last to hold it, and ends it without letting go of the GIL. It waits
+    for gloo's threads, and one of these may want the GIL to free what it has just reduced: a run that has saved
+    everything never ends.
+    """
+
+    def end():
+        accelerator.free_memory()
+        gc.collect()  # a model under autocast is a cycle
+        accelerator.end_training()
+
+    at_end.callback(end)
 
 
 def ignore_sigterm(worker: int):

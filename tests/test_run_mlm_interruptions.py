@@ -101,6 +101,32 @@ def test_sigterm_saves_at_the_end_of_the_step_and_the_same_command_goes_on(run, 
     assert_same(folder, whole)
 
 
+@pytest.mark.parametrize("sigterm_at", [None, 2])
+def test_a_run_lets_go_of_its_model_before_it_ends_the_group_of_its_processes(run, monkeypatch, sigterm_at):
+    """DDP would end that with the GIL, and could wait for ever for a thread of gloo that wants it."""
+    prepare, end_training, models, alive = run_mlm.prepare, run_mlm.Accelerator.end_training, [], []
+
+    def remember(accelerator, model, optimizer):
+        prepared = prepare(accelerator, model, optimizer)
+        models.append(weakref.ref(prepared[0]))
+        return prepared
+
+    def look(accelerator):
+        alive.append(models[0]() is not None)
+        end_training(accelerator)
+
+    def terminate(step, loss):
+        if step == sigterm_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(run_mlm, "prepare", remember)
+    monkeypatch.setattr(run_mlm.Accelerator, "end_training", look)
+    at_step(monkeypatch, terminate)
+    assert run(max_train_steps=4)[1] == (143 if sigterm_at else None)
+    assert alive == [False]
+
+
 # --- a full disk -------------------------------------------------------------------------------------------------
 
 
