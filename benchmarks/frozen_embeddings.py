@@ -64,14 +64,17 @@ class Embedder(torch.nn.Module):
 
 
 def load_embedder(name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool, device: torch.device):
-    """A pretrained encoder for this device. UsageError if there is none."""
+    """A pretrained encoder for this device. UsageError if there is none, or weights of it are missing."""
     is_gpu = device.type == "cuda"
     with errors_name(name):
-        model = AutoModel.from_pretrained(
+        model, loading = AutoModel.from_pretrained(
             name,
             trust_remote_code=is_trusted(name, trust_remote_code),
             dtype=torch.bfloat16 if is_gpu else torch.float32,
+            output_loading_info=True,
         )
+    if missing := [key for key in loading["missing_keys"] if "pooler" not in key.split(".")]:  # the pooler is not used
+        raise UsageError(f"{name} lacks {len(missing)} of this model's weights, as {min(missing)}")
     if model.config.model_type == "dnabert2":
         model.set_attn_implementation(fastest_attention(device.type, "bf16" if is_gpu else "no"))
     return Embedder(model, tokenizer).to(device)
