@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.functional import one_hot
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -69,9 +68,9 @@ class BassetForSequenceClassification(PreTrainedModel):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SequenceClassifierOutput:
         """Of token ids [rows, length]; padding is told by its id."""
-        is_base = (input_ids >= FIRST_BASE) & (input_ids < FIRST_BASE + 4)
-        bases = one_hot((input_ids - FIRST_BASE).where(is_base, 4), 5)[..., :4]
-        hidden_states = self.layers(bases.transpose(1, 2).to(self.classifier.weight.dtype))
+        bases = torch.arange(FIRST_BASE, FIRST_BASE + 4, device=input_ids.device)
+        one_hot = (input_ids[:, None] == bases[:, None]).to(self.classifier.weight.dtype)  # [rows, 4, length]
+        hidden_states = self.layers(one_hot)
         return SequenceClassifierOutput(logits=self.classifier(hidden_states))
 
 
