@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections import Counter
+from itertools import takewhile
 
 import cnn
 import default_checkpoint
@@ -141,7 +142,7 @@ def test_a_planted_motif_is_learned_through_run_gue(tmp_path, monkeypatch):
 # Masked tokens
 
 
-BASES = [bases[:200] + bases[:100] for bases in random_bases(12, 200, seed=3)]  # what comes again can be counted on
+BASES = random_bases(12, 300, seed=3)
 TOKENIZER = PreTrainedTokenizerFast(
     tokenizer_object=build_tokenizer(train_merges(BASES, 60)),
     cls_token="[CLS]",
@@ -169,13 +170,17 @@ def decoded(windows: Windows) -> list[str]:
     return ["".join(TEXTS[token] for token in row) for row in windows[range(12)]]
 
 
-def direct_probability(strings: list[str], context: str, text: str) -> float:
-    """P(text | context) of bases by counting substrings; only what ends a 6-mer is counted, as it has five before."""
+def direct_counts(strings: list[str]) -> Counter:
+    """Each base with the 0 to 5 before it; only bases that have five before them."""
     found = Counter()
     for string in strings:
         for start in range(len(string) - 5):
-            for length in range(6):
-                found[string[start + 5 - length : start + 6]] += 1  # each base with its 0 to 5 before it
+            found.update(string[start + 5 - length : start + 6] for length in range(6))
+    return found
+
+
+def direct_probability(found: Counter, context: str, text: str) -> float:
+    """P(text | context) of bases."""
     result = 1.0
     for base in text:
         counted = {other: found[context[-5:] + other] + 1 for other in "ACGT"}
@@ -206,27 +211,23 @@ def test_the_markov_model_is_the_one_computed_directly(windows, counts, has_righ
     model = ngrams.Markov(counts, has_right, has_frequencies)
     logits = model(input_ids=torch.from_numpy(row), prediction_positions=torch.tensor(positions)).logits
     strings = [strand for string in decoded(windows) for strand in (string, reverse_complement(string))]
+    found_bases = direct_counts(strings)
     texts = {token: text for token, text in enumerate(TEXTS) if text}
     counted = {token: counts.tokens[token] + 1 for token in texts}
 
-    def known(tokens) -> str:
-        """Bases up to the first token that is none."""
-        found = []
-        for token in tokens:
-            if not TEXTS[token]:
-                break
-            found.append(TEXTS[token])
-        return found
+    def known(tokens) -> list[str]:
+        """Up to the first token that is no bases."""
+        return [*takewhile(bool, (TEXTS[token] for token in tokens))]
 
     for position, found in zip(positions, logits, strict=True):
         left = "".join(reversed(known(row[0, :position][::-1])))[-5:]
         right = "".join(known(row[0, position + 1 :]))[:5]
         expected = {}
         for token, text in texts.items():
-            expected[token] = direct_probability(strings, left, text)
-            expected[token] *= direct_probability(strings, left + text, right) if has_right else 1
+            expected[token] = direct_probability(found_bases, left, text)
+            expected[token] *= direct_probability(found_bases, left + text, right) if has_right else 1
             if has_frequencies:
-                expected[token] *= counted[token] / direct_probability(strings, "", text)
+                expected[token] *= counted[token] / direct_probability(found_bases, "", text)
             if token == row[0, position]:  # it is shown
                 expected[token] *= 1 + 55
         probabilities = found.softmax(dim=0).numpy()
