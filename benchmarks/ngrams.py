@@ -215,7 +215,7 @@ class TokenPairs(Counted):
 
     @classmethod
     def variants(cls, counts: Counts) -> dict[str, "TokenPairs"]:
-        return {f"{weight:,} more": cls(counts, weight) for weight in (30, 300, 3000)}
+        return {f"{weight:,} more": cls(counts, weight) for weight in (300, 3000, 30_000)}
 
     def log_scores(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         left, right = (self.neighbours(input_ids, positions, distance) for distance in (-1, 1))
