@@ -215,9 +215,11 @@ def main():
     sums = judge(predictors, held_out, rows, device)
     facts = {"windows": len(rows), "counted_windows": len(counted), "variants": losses, "sums": sums}
     write_whole(args.output_dir / "default_checkpoint.json", json.dumps(facts, indent=2) + "\n")
-    lines = [f"{len(rows):,} windows of {len(corpus.validation):,} judged, {len(counted):,} counted.", ""]
-    lines += [f"{name}, chosen by {len(choosing):,} windows: {losses[name]}" for name in losses]
-    text = "\n\n".join([lines[0], *lines[2:], markdown(sums)])
+    text = f"{len(rows):,} windows of {len(corpus.validation):,} judged, {len(counted):,} counted.\n\n"
+    for name, of_variants in losses.items():
+        told = "; ".join(f"{variant} {loss:.3f}" for variant, loss in of_variants.items())
+        text += f"{name}, chosen by {len(choosing):,} windows: {told}\n\n"
+    text += markdown(sums)
     write_whole(args.output_dir / "default_checkpoint.md", text)
     draw(sums, args.output_dir / "default_checkpoint.png")
     print(text)
