@@ -136,14 +136,13 @@ def markdown(results: dict[str, dict]) -> str:
         lines.append(f"| {name} | {metric} | {rows} | {' | '.join(f'{value:.2f}' for value in values[name])} |")
     groups = {f"{group}, {title}": group for group, title in GROUPS.items()}
     means = {title: [name for name in names if TASKS_BY_NAME[name].group == group] for title, group in groups.items()}
-    means |= {f"**mean over {len(names)} of {len(TASKS)}**": names}
+    means |= {f"**all, {len(names)} of {len(TASKS)}**": names}
     for title, those in means.items():
         if those:
             row = [mean(column) for column in zip(*(values[name] for name in those), strict=True)]
-            lines.append(f"| {title} | | {len(those)} sets | {' | '.join(f'{value:.2f}' for value in row)} |")
-    return (
-        "\n".join([*lines, "", "† 90 % of dev, as there is no train; published scores are of the whole train."]) + "\n"
-    )
+            lines.append(f"| {title} | mean of {len(those)} | | {' | '.join(f'{value:.2f}' for value in row)} |")
+    note = "† 90 % of dev, as there is no train; published scores are of the whole train."
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def read_results(file: Path, model: str | None) -> dict[str, dict]:
