@@ -27,18 +27,24 @@ ORDER = 5
 LENGTHS = range(ORDER + 1)
 STRINGS = ["".join(letters) for length in LENGTHS for letters in product("ACGT", repeat=length)]  # a context's number
 CONTEXTS = {string: number for number, string in enumerate(STRINGS)}
+GC_CLASSES = 20  # of windows, by the share of G and C among their bases
+LEAST = 1000  # counts that a class has from all classes
 WINDOWS_AT_ONCE = 5000
 NOTHING = -1e4  # in place of -inf
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of windows: tokens [vocabulary], pairs of them [vocabulary, vocabulary], 6-mers of both strands [4,096]."""
+    """Of windows."""
 
     tokenizer: PreTrainedTokenizerBase
-    tokens: np.ndarray
-    pairs: np.ndarray
-    kmers: np.ndarray
+    by_gc: np.ndarray  # tokens, by the class of their window [GC_CLASSES, vocabulary]
+    pairs: np.ndarray  # of tokens, one behind the other [vocabulary, vocabulary]
+    kmers: np.ndarray  # of ORDER + 1 bases, on both strands [4^(ORDER + 1)]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.by_gc.sum(axis=0)
 
     @property
     def texts(self) -> list[str | None]:
@@ -63,13 +69,29 @@ def count_kmers(texts: list[str | None], ids: np.ndarray) -> np.ndarray:
     return np.bincount(kmers[is_whole], minlength=4 ** (ORDER + 1))
 
 
+def gc_classes(gc: torch.Tensor, bases: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The class of each row of tokens, of which so many bases are G or C, and so many bases at all."""
+    share = gc[ids].sum(dim=1) / bases[ids].sum(dim=1).clamp(min=1)
+    return (share * GC_CLASSES).long().clamp(max=GC_CLASSES - 1)
+
+
+def bases_of(texts: list[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many bases of each token are G or C, and how many it has; a token of None has none."""
+    gc = [sum(base in "GC" for base in text or "") for text in texts]
+    return torch.tensor(gc), torch.tensor([len(text or "") for text in texts])
+
+
 def count(windows: Windows, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Counts:
     """Counts tokens, pairs and k-mers of these rows; k-mers on both strands."""
     size = len(tokenizer)
-    counts = Counts(tokenizer, np.zeros(size), np.zeros((size, size)), np.zeros(4 ** (ORDER + 1)))
+    empty = (np.zeros(shape) for shape in ((GC_CLASSES, size), (size, size), 4 ** (ORDER + 1)))
+    counts = Counts(tokenizer, *empty)
+    gc, bases = bases_of(counts.texts)
     for start in tqdm(range(0, len(rows), WINDOWS_AT_ONCE), desc="Counting", leave=False):
         ids = windows[rows[start : start + WINDOWS_AT_ONCE]]
-        counts.tokens[:] += np.bincount(ids.ravel(), minlength=size)
+        classes = gc_classes(gc, bases, torch.from_numpy(ids)).numpy()
+        of_classes = np.bincount((classes[:, None] * size + ids).ravel(), minlength=GC_CLASSES * size)
+        counts.by_gc[:] += of_classes.reshape(GC_CLASSES, size)
         pairs = np.bincount((ids[:, :-1] * size + ids[:, 1:]).ravel(), minlength=size**2)
         counts.pairs[:] += pairs.reshape(size, size)
         counts.kmers[:] += count_kmers(counts.texts, ids)
@@ -92,6 +114,16 @@ class Counted(torch.nn.Module):
         frequencies = np.where(is_bases, np.log(np.maximum(tokens, 1) / tokens.sum()), NOTHING)
         self.register_buffer("is_bases", torch.from_numpy(is_bases))
         self.register_buffer("frequencies", torch.from_numpy(frequencies).float())
+        of_classes = np.where(is_bases, counts.by_gc + LEAST * np.exp(frequencies), 1e-30)
+        of_classes = np.log(of_classes / of_classes.sum(axis=1, keepdims=True)) - frequencies
+        self.register_buffer("gains_by_gc", torch.from_numpy(of_classes).float())
+        for name, values in zip(("gc", "bases"), bases_of(counts.texts), strict=True):
+            self.register_buffer(name, values)
+
+    def gc_gains(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """log of how much more frequent tokens are in windows of as much G and C as is seen of these."""
+        classes = gc_classes(self.gc, self.bases, input_ids)
+        return self.gains_by_gc[classes[positions // input_ids.shape[1]]]
 
     def neighbours(self, input_ids: torch.Tensor, positions: torch.Tensor, distance: int) -> torch.Tensor:
         """The tokens at some distance from positions in the flattened ids; beyond a row's end a special one."""
@@ -131,12 +163,13 @@ class Markov(Counted):
         P(t | L) P(R | L t) frequency(t) / P(t)        and with `has_frequencies`
 
     over all tokens. The last is Bayes' rule, as the bases do not tell where a tokenizer cuts: P(t) is the Markov
-    model's own probability of the token's bases anywhere.
+    model's own probability of the token's bases anywhere. With `has_gc` frequencies are those in windows of as much G
+    and C.
     """
 
-    def __init__(self, counts: Counts, has_right: bool = True, has_frequencies: bool = True):
+    def __init__(self, counts: Counts, has_right: bool = True, has_frequencies: bool = True, has_gc: bool = False):
         super().__init__(counts)
-        self.has_right, self.has_frequencies = has_right, has_frequencies
+        self.has_right, self.has_frequencies, self.has_gc = has_right, has_frequencies, has_gc
         texts = [text or "" for text in counts.texts]
         transitions = log_transitions(counts.kmers)
         after, left = read(texts, transitions)
@@ -150,14 +183,16 @@ class Markov(Counted):
 
     @classmethod
     def variants(cls, counts: Counts) -> dict[str, "Markov"]:
-        """All four; they share their tables."""
+        """All of them; they share their tables."""
         found = {}
         whole = cls(counts)
-        for has_right, has_frequencies in product((False, True), repeat=2):
+        for has_right, (has_frequencies, has_gc) in product(
+            (False, True), ((False, False), (True, False), (True, True))
+        ):
             variant = copy(whole)
-            variant.has_right, variant.has_frequencies = has_right, has_frequencies
-            name = ", ".join(["left", *["right"] * has_right, *["frequencies"] * has_frequencies])
-            found[name] = variant
+            variant.has_right, variant.has_frequencies, variant.has_gc = has_right, has_frequencies, has_gc
+            names = ["left", *["right"] * has_right, *["frequencies"] * has_frequencies, *["GC"] * has_gc]
+            found[", ".join(names)] = variant
         return found
 
     def log_scores(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -168,7 +203,9 @@ class Markov(Counted):
         scores = self.left[before]
         if self.has_right:
             scores = scores + self.right[self.after[before], behind[:, None]]
-        return scores + self.frequencies - self.left[0] if self.has_frequencies else scores
+        if self.has_frequencies:
+            scores = scores + self.frequencies - self.left[0]
+        return scores + self.gc_gains(input_ids, positions) if self.has_gc else scores
 
 
 def log_transitions(kmers: np.ndarray) -> np.ndarray:
@@ -199,11 +236,13 @@ def read(texts: list[str], transitions: np.ndarray) -> tuple[np.ndarray, np.ndar
 class TokenPairs(Counted):
     """
     P(t | token before) P(token behind | t) over all tokens, each from counts with `weight` more that are shared out
-    by the frequencies; of a neighbour that is no token of bases nothing is known.
+    by the frequencies; of a neighbour that is no token of bases nothing is known. With `has_gc` times how much more
+    frequent t is in windows of as much G and C.
     """
 
-    def __init__(self, counts: Counts, weight: float):
+    def __init__(self, counts: Counts, weight: float, has_gc: bool = False):
         super().__init__(counts)
+        self.has_gc = has_gc
         frequencies = self.frequencies.exp().double().numpy()
         pairs = counts.pairs + weight * frequencies
         follows = np.log(np.maximum(pairs, 1e-30) / pairs.sum(axis=1, keepdims=True))
@@ -215,8 +254,14 @@ class TokenPairs(Counted):
 
     @classmethod
     def variants(cls, counts: Counts) -> dict[str, "TokenPairs"]:
-        return {f"{weight:,} more": cls(counts, weight) for weight in (300, 3000, 30_000)}
+        found = {}
+        for weight in (300, 3000, 30_000):
+            found[f"{weight:,} more"] = cls(counts, weight)
+            found[f"{weight:,} more, GC"] = with_gc = copy(found[f"{weight:,} more"])
+            with_gc.has_gc = True
+        return found
 
     def log_scores(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         left, right = (self.neighbours(input_ids, positions, distance) for distance in (-1, 1))
-        return self.before[left] + self.behind[right]
+        scores = self.before[left] + self.behind[right]
+        return scores + self.gc_gains(input_ids, positions) if self.has_gc else scores

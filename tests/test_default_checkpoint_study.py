@@ -132,6 +132,21 @@ def test_token_pairs_know_what_stands_beside_and_frequencies_nothing(windows, co
     assert losses["pairs"] < losses["alone"] - 1
 
 
+def test_windows_rich_in_gc_have_the_frequencies_of_their_like(windows, counts):
+    row = windows[[0]]
+    texts = [TEXTS[token] for token in row[0]]
+    share = sum(text.count("G") + text.count("C") for text in texts) / sum(map(len, texts))
+    its_class = int(share * ngrams.GC_CLASSES)
+    model = ngrams.TokenPairs(counts, 1.0, has_gc=True)
+    gains = model.gc_gains(torch.from_numpy(row), torch.tensor([10]))[0].numpy()
+    usual = np.array([counts.tokens[token] + 1 if text else 0 for token, text in enumerate(TEXTS)])
+    usual = usual / usual.sum()
+    is_bases = np.array([*map(bool, TEXTS)])
+    found = (counts.by_gc[its_class] + ngrams.LEAST * usual) * is_bases
+    assert np.exp(gains[is_bases]) == pytest.approx((found / found.sum() / usual.clip(1e-9))[is_bases], rel=1e-4)
+    assert counts.by_gc.sum() == windows[range(12)].size and (counts.by_gc.sum(axis=1) > 0).sum() > 1
+
+
 def test_a_model_is_judged_as_run_mlm_validates_it(windows, tmp_path):
     model = load_model(save_base(tmp_path / "base"), TOKENIZER).eval()
     dataset = MaskedWindows(windows, TOKENIZER, 0.15, seed=0)
