@@ -8,7 +8,7 @@ dropout of 0.3; 4 M parameters. Basset reads 600 bases, GUE's rows have 70 to 1,
 the last pooling leaves the ten places that Basset has, whatever the length.
 
 All arguments are run_gue.py's, except those of the model; splits, seeds, batches, steps, AdamW, and the choice by
-dev's loss are its, too. Only --learning_rate has a default of its own, 1e-3: fresh weights want a higher one than the
+dev's loss are its, too. Only --learning_rate has a default of its own, 3e-3: fresh weights want a higher one than the
 3e-5 of the published recipe.
 """
 
@@ -28,7 +28,7 @@ from dnabert2.loading import ROOT
 from dnabert2.tokenization import build_tokenizer, tokenizer_config
 
 
-LEARNING_RATE = "1e-3"
+LEARNING_RATE = "3e-3"
 FILTERS, WIDTHS, POOLS = (300, 200, 200), (19, 11, 7), (3, 4, None)
 PLACES, HIDDEN, DROPOUT = 10, 1000, 0.3
 FIRST_BASE = 5  # A, C, G and T are tokens 5 to 8 of every tokenizer of dnabert2.tokenization

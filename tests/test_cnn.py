@@ -38,5 +38,8 @@ def test_a_planted_motif_is_learned_through_run_gue(tmp_path, monkeypatch):
     run_main_here(monkeypatch, cnn.main, *parts, "--num_warmup_steps", 4, "--eval_steps", 10)
     found = results(tmp_path / "out/motif/seed-1")
     assert found["test"]["mcc"] > 0.8
-    assert found["recipe"]["learning_rate"] == 1e-3 and found["trained_parameters"] == found["parameters"]
+    assert (
+        found["recipe"]["learning_rate"] == float(cnn.LEARNING_RATE)
+        and found["trained_parameters"] == found["parameters"]
+    )
     assert (tmp_path / "out/gue_results.md").is_file()
