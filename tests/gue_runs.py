@@ -4,6 +4,8 @@ import csv
 import itertools
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,11 @@ def sequences(rows: int, seed: int, length: int = 40) -> list[tuple[str, int]]:
         letters = rng.choice(list("ACGT"), size=length + int(rng.integers(20)), p=[at / 2, 0.5 - at / 2] * 2)
         found.append(("".join(letters), row % 2))
     return found
+
+
+def random_bases(rows: int, length: int, seed: int) -> list[str]:
+    """Sequences with nothing in them."""
+    return ["".join(row) for row in np.random.default_rng(seed).choice(list("ACGT"), size=(rows, length))]
 
 
 def write_task(folder: Path, label=str, splits=("train", "dev", "test"), rows=(64, 22, 26)) -> Path:
@@ -90,13 +97,18 @@ def command(**options) -> list[str]:
 
 def run_here(monkeypatch, *parts: str, **environment: str):
     """Runs the script in this process on its CPU, under what a launcher would set in the environment."""
+    run_main_here(monkeypatch, partial(run_script, run_gue.main), *parts, **environment)
+
+
+def run_main_here(monkeypatch, main: Callable[[], None], *parts: object, **environment: str):
+    """The same for any script's main, as those of benchmarks/."""
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["run_gue.py", *parts])
+            patch.setattr(sys, "argv", ["script.py", *map(str, parts)])
             for name, value in {"ACCELERATE_USE_CPU": "true", **environment}.items():
                 patch.setenv(name, value)
-            run_script(run_gue.main)
+            main()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
