@@ -111,7 +111,7 @@ def _recipe_changes(task: Task, runs: list[dict]) -> dict[str, list]:
         if name == "max_train_steps" and published is None:
             continue  # follows from the epochs
         used = list(dict.fromkeys(run["recipe"][name] for run in runs))
-        if name == "num_train_epochs" and used == [None]:
+        if name == "num_train_epochs" and published is not None and used == [None]:
             name, published, used = "steps", f"{published} epochs", [run["recipe"]["max_train_steps"] for run in runs]
         if used != [published]:
             changes[name] = [published, *dict.fromkeys(used)]

@@ -47,6 +47,13 @@ def test_a_row_is_mean_and_sample_deviation_over_seeds(tmp_path):
     assert "| EMP/H3 | MCC | 3 | 70.00 ± 10.00 | 78.27 | 73.10 | 78.77 | |" in markdown(summary, [])
 
 
+def test_steps_that_are_the_published_ones_are_no_change(tmp_path):
+    write_run(tmp_path, "mouse/0", 42, 0.5)  # of steps, not of epochs
+    write_run(tmp_path, "tf/0", 42, 0.5, recipe={"num_train_epochs": None, "max_train_steps": 10})
+    changes = {row["task"]: row["recipe_changes"] for row in summarise(read_runs(tmp_path))["datasets"]}
+    assert changes == {"mouse/0": {}, "tf/0": {"steps": ["3 epochs", 10]}}
+
+
 def test_a_single_seed_has_no_deviation(tmp_path):
     write_run(tmp_path, "virus/covid", 42, 0.5)
     assert "| virus/covid | macro-F1 | 1 | 50.00 | 71.02 | 55.50 | 73.04 | |" in markdown(
