@@ -31,8 +31,8 @@ test-newest: setup
 
 # What touches the interfaces of other packages; the rest does not change with their versions.
 test-oldest: $(OLDEST)/installed
-	PYTHONPATH=$(OLDEST) .venv/bin/python -m pip check
-	PYTHONPATH=$(OLDEST) .venv/bin/python -m pytest tests/test_modeling_*.py tests/test_configuration_dnabert2.py \
+	PYTHONPATH=$(CURDIR)/$(OLDEST) .venv/bin/python -m pip check
+	PYTHONPATH=$(CURDIR)/$(OLDEST) .venv/bin/python -m pytest tests/test_modeling_*.py tests/test_configuration_dnabert2.py \
 	    tests/test_remote_code.py tests/test_default_checkpoint.py tests/test_tokenizer.py tests/test_loading.py \
 	    tests/test_handler.py tests/test_sequences.py tests/test_tables.py tests/test_sources.py tests/test_metrics.py \
 	    tests/test_classifiers.py tests/test_run_mlm.py::test_the_loss_falls \

@@ -190,26 +190,25 @@ def run(
                 write_whole(snapshot / METRICS_FILE, (folder / METRICS_FILE).read_bytes())
                 write_whole(snapshot / RESULTS_FILE, json.dumps(about | {"dev": best}))
 
-    with sigterm.noted():
-        best = finetune(
-            accelerator,
-            model,
-            task,
-            collator,
-            recipe,
-            problem_type=data.problem_type,
-            seed=seed,
-            micro_batch_size=micro_batch,
-            eval_batch_size=eval_batch,
-            selection_metric=args.selection_metric,
-            scale=scale,
-            metrics_file=MetricsFile(folder / METRICS_FILE, state.first_step, accelerator),
-            logging_steps=args.logging_steps,
-            name=f"{source.name} seed {seed}",
-            use_cuda_graphs=use_cuda_graphs,
-            state=state,
-            on_best=push_best,
-        )
+    best = finetune(
+        accelerator,
+        model,
+        task,
+        collator,
+        recipe,
+        problem_type=data.problem_type,
+        seed=seed,
+        micro_batch_size=micro_batch,
+        eval_batch_size=eval_batch,
+        selection_metric=args.selection_metric,
+        scale=scale,
+        metrics_file=MetricsFile(folder / METRICS_FILE, state.first_step, accelerator),
+        logging_steps=args.logging_steps,
+        name=f"{source.name} seed {seed}",
+        use_cuda_graphs=use_cuda_graphs,
+        state=state,
+        on_best=push_best,
+    )
     seconds = time.perf_counter() - start
     logits = predict(accelerator, model, collator, strands_of(task, "test"), eval_batch)
     test = score(accelerator, logits, data.splits["test"].labels, data.problem_type, scale)
@@ -284,7 +283,8 @@ def main():
             write_whole(checks_file, json.dumps(checks, indent=2) + "\n")
         task = encode(data, tokenizer, args.max_seq_length, positions, args.kmer, args.reverse_complement)
         for seed, arguments in runs[source.name].items():
-            run(args, accelerator, source, data, task, tokenizer, seed, arguments, pusher, sigterm, not is_first)
+            with sigterm.noted():
+                run(args, accelerator, source, data, task, tokenizer, seed, arguments, pusher, sigterm, not is_first)
             gc.collect()  # the model, which Accelerate has made a cycle, would stay beside the next one
             is_first = False
     if accelerator.is_main_process:

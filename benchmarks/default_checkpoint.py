@@ -27,11 +27,11 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from dnabert2.batches import IGNORE_INDEX, MaskedWindows
+from dnabert2.batches import IGNORE_INDEX, MaskedWindows, Masking
 from dnabert2.corpus import prepare_corpus
 from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
-from dnabert2.loading import errors_name, fastest_attention, load_model, load_tokenizer, set_attention
+from dnabert2.loading import errors_name, fastest_attention, is_trusted, load_model, load_tokenizer, set_attention
 from dnabert2.sources import file_sources
 from dnabert2.validation import COLUMNS, by_kingdom
 from dnabert2.windows import Windows
@@ -166,11 +166,12 @@ def best_counts(counts: Counts, dataset: MaskedWindows, rows: np.ndarray, device
 
 def load_models(args: argparse.Namespace, tokenizer, device: str) -> dict[str, torch.nn.Module]:
     """The checkpoint, and its architecture with random weights; on a GPU in bf16."""
-    models = {"checkpoint": load_model(args.model_name_or_path, tokenizer, True)}
-    with errors_name(args.model_name_or_path):
-        config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=True)
+    name, trust = args.model_name_or_path, is_trusted(args.model_name_or_path, args.trust_remote_code)
+    models = {"checkpoint": load_model(name, tokenizer, trust)}
+    with errors_name(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
         torch.manual_seed(0)
-        models["random weights"] = AutoModelForMaskedLM.from_config(config, trust_remote_code=True)
+        models["random weights"] = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust)
     precision, dtype = ("bf16", torch.bfloat16) if device == "cuda" else ("no", torch.float32)
     for model in models.values():
         set_attention(model, fastest_attention(device, precision), device, precision)
@@ -181,6 +182,7 @@ def load_models(args: argparse.Namespace, tokenizer, device: str) -> dict[str, t
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True, help="pretrained model: a folder or a Hub name")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a model on the Hub")
     parser.add_argument("--train_file", nargs="+", required=True, help="as of run_mlm.py: what it was trained on")
     parser.add_argument("--max_seq_length", type=int, default=128, help="tokens a window (default: 128)")
     parser.add_argument("--validation_split_percentage", type=float, default=1.0, help="held out (default: 1)")
@@ -191,7 +193,7 @@ def main():
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for sums, tables and picture")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(args.model_name_or_path, True)
+    tokenizer = load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     corpus = prepare_corpus(
         file_sources(args.train_file),
         tokenizer,
@@ -203,9 +205,8 @@ def main():
     if not len(corpus.validation):
         raise UsageError("no region is held out: give larger files, or a higher --validation_split_percentage")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    train, held_out = (
-        MaskedWindows(windows, tokenizer, MLM_PROBABILITY, seed=0) for windows in (corpus.train, corpus.validation)
-    )
+    masking = Masking(tokenizer, MLM_PROBABILITY)
+    train, held_out = (MaskedWindows(windows, masking, seed=0) for windows in (corpus.train, corpus.validation))
     counted, choosing = rows_to_count(corpus.train, args.max_train_windows)
     counts = count(corpus.train, counted, tokenizer)
     predictors, losses = best_counts(counts, train, choosing, device)

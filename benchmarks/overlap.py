@@ -51,7 +51,10 @@ class Search:
     """What is looked for, and what has been found of it."""
 
     def __init__(self, texts: Iterable[str]):
-        self.texts = {strand: text for text in texts for strand in (text, reverse_complement(text))}
+        self.texts = defaultdict(set)  # of each strand: a row's other one may be a row, too
+        for text in texts:
+            for strand in (text, reverse_complement(text)):
+                self.texts[strand].add(text)
         found = []
         self.by_first = defaultdict(list)  # strands by the hash that they begin with
         for strand in tqdm(self.texts, desc="Rows", leave=False):
@@ -78,7 +81,8 @@ class Search:
             for place, row in zip(places[self.is_first[rows]], rows[self.is_first[rows]], strict=True):
                 for strand in self.by_first[int(self.hashes[row])]:
                     if genome.startswith(strand, start + int(place)):
-                        self.whole[self.texts[strand]].add(name)
+                        for text in self.texts[strand]:
+                            self.whole[text].add(name)
 
     def shares(self, text: str) -> bool:
         """Whether LENGTH bases in a row of this text, on either strand, stand in a genome that was looked through."""

@@ -99,9 +99,9 @@ def tokens_by_length(tokenizer: Tokenizer) -> list[int]:
 
 
 def read_scores(runs: Path | None) -> dict[int, dict]:
-    """What tokenizer_runs.py found, by vocabulary: of every seed the numbers of `read_runs` there."""
+    """What tokenizer_runs.py found, by vocabulary, of all that are named by their size: `read_runs` there."""
     found = json.loads((runs / "runs.json").read_text()) if runs else {}
-    return {int(name): result for name, result in found.items()}
+    return {int(name): result for name, result in found.items() if name.isdigit()}
 
 
 def print_tables(tokenizers: dict[int, Tokenizer], counts: dict, flops: np.ndarray, scores: dict[int, dict]) -> None:

@@ -197,6 +197,8 @@ def check_args(args: argparse.Namespace, num_processes: int):
             raise UsageError(f"--{name} must be from 0 to below 1, is {getattr(args, name)}")
     if not 0 < args.mlm_probability <= 1:
         raise UsageError(f"--mlm_probability must be above 0 and at most 1, is {args.mlm_probability}")
+    if args.mlm_span > max(1, args.max_seq_length - 2):
+        raise UsageError(f"--mlm_span {args.mlm_span} is longer than a sequence: of --max_seq_length two are special")
     if not 0 <= args.boundary_dropout <= 1:
         raise UsageError(f"--boundary_dropout must be from 0 to 1, is {args.boundary_dropout}")
     if args.model_name_or_path and (args.config_name or args.config_overrides):

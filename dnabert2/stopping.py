@@ -42,7 +42,7 @@ class Sigterm:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Training, which asks `is_stopping` at each step; a signal that comes after its last step ends the script."""
+        """A run, which asks `is_stopping` at each step; a signal that comes after its last ends the script with it."""
         self.is_noted = True
         yield
         self.is_noted = False

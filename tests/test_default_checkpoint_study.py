@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from gue_runs import random_bases, run_main_here, save_base
 from transformers import PreTrainedTokenizerFast
 
-from dnabert2.batches import MaskedWindows, validation_loader
+from dnabert2.batches import MaskedWindows, Masking, validation_loader
 from dnabert2.loading import load_model
 from dnabert2.tokenization import build_tokenizer, train_merges
 from dnabert2.validation import validate
@@ -149,7 +149,7 @@ def test_windows_rich_in_gc_have_the_frequencies_of_their_like(windows, counts):
 
 def test_a_model_is_judged_as_run_mlm_validates_it(windows, tmp_path):
     model = load_model(save_base(tmp_path / "base"), TOKENIZER).eval()
-    dataset = MaskedWindows(windows, TOKENIZER, 0.15, seed=0)
+    dataset = MaskedWindows(windows, Masking(TOKENIZER, 0.15), seed=0)
     table = validate(Accelerator(cpu=True), model, validation_loader(dataset, 5), windows)
     sums = default_checkpoint.judge({"checkpoint": model.eval()}, dataset, np.arange(12), "cpu")["checkpoint"]
     for species, row in table.items():

@@ -56,6 +56,7 @@ def refusal(run, *positional, **options):
         ({"mlm_probability": 1.5}, "--mlm_probability must be above 0 and at most 1"),
         ({"mlm_probability": float("nan")}, "--mlm_probability"),
         ({"mlm_span": 0}, "--mlm_span must be greater than 0, is 0"),
+        ({"mlm_span": 31, "max_seq_length": 32}, "--mlm_span 31 is longer"),
         ({"boundary_dropout": 1.5}, "--boundary_dropout must be from 0 to 1, is 1.5"),
         ({"validation_split_percentage": 100}, "--validation_split_percentage"),
         ({"validation_file": "a.fa"}, "--validation_split_percentage holds regions of prepared training files out"),

@@ -169,23 +169,37 @@ def test_sigterm_saves_a_state_and_the_same_command_goes_on(folder, monkeypatch,
         assert (run / file).read_bytes() == (folder / "stopped-whole/task/seed-1" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("moment", ["while it encodes", "in the last step", "while it predicts"])
-def test_sigterm_outside_of_training_ends_the_script_at_once_and_leaves_the_state(folder, monkeypatch, capfd, moment):
+def test_sigterm_between_runs_ends_the_script_at_once(folder, monkeypatch, capfd):
     def terminate(*_):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("it went on")
 
-    name = moment.replace(" ", "_")
-    parts = options_of(folder, name, checkpointing_steps=4)
+    parts = options_of(folder, "while_it_encodes", checkpointing_steps=4)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr(run_gue, "encode", terminate)
+        run_here(monkeypatch, *parts)
+    assert error.value.code == 143 and "Stopped by SIGTERM: the same command goes on" in capfd.readouterr().err
+    assert not [*(folder / "while_it_encodes").glob("*/*/*")]
+    run_here(monkeypatch, *parts)
+    assert results(folder / "while_it_encodes/task/seed-1")["resumed_at_step"] is None
+
+
+@pytest.mark.parametrize("moment", ["in the last step", "while it predicts"])
+def test_sigterm_after_training_ends_the_script_with_the_run(folder, monkeypatch, capfd, moment):
+    def terminate(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*args)
+
+    predict, name = run_gue.predict, moment.replace(" ", "_")
+    parts = [*options_of(folder, name), "--seeds", "1", "2"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
         if moment == "in the last step":
             terminate_at_step(patch, 14)
-            patch.setattr(run_gue, "predict", terminate)
         else:
-            patch.setattr(run_gue, "encode" if "encodes" in moment else "predict", terminate)
+            patch.setattr(run_gue, "predict", terminate)
         run_here(monkeypatch, *parts)
     assert error.value.code == 143 and "Stopped by SIGTERM: the same command goes on" in capfd.readouterr().err
-    run, left = folder / name / "task/seed-1", None if "encodes" in moment else 12
-    assert [path.name for path in run.glob("checkpoint-*")] == ([f"checkpoint-{left}"] if left else [])
+    assert results(folder / name / "task/seed-1")["test"]["loss"] < 5
+    assert not (folder / name / "task/seed-2").exists()
     run_here(monkeypatch, *parts)
-    assert results(run)["resumed_at_step"] == left and results(run)["test"]["loss"] < 5
+    assert "1 finished, 1 to do" in capfd.readouterr().out and results(folder / name / "task/seed-2")
