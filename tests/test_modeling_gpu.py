@@ -161,7 +161,7 @@ def test_dropout_follows_its_own_modules_not_the_model():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param(FLASH, marks=needs_flash)])
 def test_a_model_runs_on_a_gpu_that_is_not_the_current_one(attention):
     batch = batch_without_holes(40)
     first, second = (
