@@ -7,7 +7,8 @@ The recipe of each dataset is the published one (dnabert2/gue.py), unless flags 
 TASK/seed-SEED/ with all_results.json, predictions.csv, metrics.jsonl and the model (--save_model); gue_results.md,
 .json and .png. Given again, the command keeps the runs that are finished; one that was interrupted goes on from its
 last state (--checkpointing_steps) or begins anew, and ends the same. SIGTERM has it write its state at the end of the
-step (of several processes at the next step that ten divides) and end with status 143; outside of training, at once.
+step (of several processes at the next step that ten divides) and end with status 143; after a run's last step it ends
+when the run is whole, and between runs at once.
 """
 
 import gc
