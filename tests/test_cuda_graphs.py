@@ -284,8 +284,9 @@ def finetuned(
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=finetuned.on_cpu)
     torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_attention_heads": 1}  # head dimension 64: flash-attn need not be built for others
     config = make_config(
-        **TINY | {"hidden_size": 64, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},
+        **TINY | sizes | {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},
         num_labels=1 if problem_type == REGRESSION else 2,
     )
     model = build(AutoModelForSequenceClassification, attention, config=config)
