@@ -267,14 +267,19 @@ def test_flags_that_it_names_are_there(workplace):
     assert not named - of_others - set(re.findall(r"--[a-z][\w-]+", known.stdout))
 
 
+def headings(path):
+    """Of a Markdown file, as links name them."""
+    found = re.findall(r"^#+ (.*)", path.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found}
+
+
 def test_links_within_the_repository_lead_somewhere():
-    headings = {
-        re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in re.findall(r"^#+ (.*)", README, re.M)
-    }
     links = set(re.findall(r"\]\((?!https?:)([^)]+)\)", README))
     assert len(links) > 10
     for link in links:
-        assert link[1:] in headings if link.startswith("#") else (ROOT / link).exists(), link
+        name, _, heading = link.partition("#")
+        path = ROOT / (name or "README.md")
+        assert path.exists() and (not heading or heading in headings(path)), link
 
 
 @pytest.fixture(scope="module")
