@@ -145,7 +145,7 @@ def markdown(results: dict[str, dict]) -> str:
     return "\n".join([*lines, "", note]) + "\n"
 
 
-def read_results(file: Path, model: str | None) -> dict[str, dict]:
+def read_results(file: Path, model: str) -> dict[str, dict]:
     """The datasets that are done. Raises UsageError if they are of another model."""
     if not file.is_file():
         return {}
@@ -167,7 +167,7 @@ def main():
     sources, missing = find_sources(args)
     if missing:
         print(f"Not in {args.data_dir}, left out: {', '.join(missing)}")
-    fingerprint = model_fingerprint(args.model_name_or_path)
+    fingerprint = model_fingerprint(args.model_name_or_path) or args.model_name_or_path  # of the Hub: its name
     results = read_results(args.output_dir / RESULTS_FILE, fingerprint)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator()

@@ -99,6 +99,7 @@ def main():
     status = sample(args.command, args.every, file)
     print(f"exit status {status}")
     report(file, args.warm_up)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

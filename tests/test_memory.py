@@ -38,3 +38,11 @@ def test_too_few_samples_are_told(tmp_path):
     assert memory.sample(["sleep", "0.3"], 0.1, tmp_path / "short.csv") == 0
     with pytest.raises(SystemExit, match="not enough to see it grow"):
         memory.report(tmp_path / "short.csv", warm_up=60)
+
+
+def test_ends_as_the_command_does(tmp_path, monkeypatch):
+    options = ["--output", str(tmp_path / "fails"), "--every", "0.1", "--warm_up", "0"]
+    monkeypatch.setattr(sys, "argv", ["memory.py", *options, "--", "sh", "-c", "sleep 1; exit 3"])
+    with pytest.raises(SystemExit) as ended:
+        memory.main()
+    assert ended.value.code == 3
