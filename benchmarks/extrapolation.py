@@ -72,13 +72,11 @@ def losses_by_length(
     return losses
 
 
-def draw(
-    path: Path, title: str, lengths: list[int], by_genome: dict[str, list[float]], mean: list[float], trained: int
-):
+def draw(path: Path, lengths: list[int], by_genome: dict[str, list[float]], mean: list[float], trained: int):
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(lengths, mean, color="#0072b2", marker="o", linewidth=2.5, label="all")
-    axes.axvline(trained, color="#d55e00", linestyle="--", linewidth=1, label=f"trained on {trained} tokens")
+    axes.axvline(trained, color="#d55e00", linestyle="--", linewidth=1, label=f"trained on {trained:,} tokens")
     for values in by_genome.values():
         axes.plot(lengths, values, color="0.75", linewidth=1, zorder=1)
     low, high = axes.get_ylim()
@@ -89,7 +87,7 @@ def draw(
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set_xlim(lengths[0] / 1.3, lengths[-1] * 8)
-    axes.set(xlabel="tokens a window", ylabel="loss, nats a masked token", title=title)
+    axes.set(xlabel="tokens a window", ylabel="loss, nats a masked token", title="Genomes that no training saw")
     axes.legend(frameon=False, loc="upper left", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -135,7 +133,7 @@ def main():
         count = sum(len(row[0]) for row in losses.values()) if name == "**all**" else len(losses[name][0])
         print(f"| {name} | {count:,} |", " | ".join(f"{value:.4f}" for value in values), "|")
     if args.picture:
-        draw(args.picture, str(args.model_name_or_path), lengths, by_genome, mean, args.trained_length)
+        draw(args.picture, lengths, by_genome, mean, args.trained_length)
 
 
 if __name__ == "__main__":
