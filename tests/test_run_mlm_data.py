@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from hub_server import HubServer
@@ -16,6 +17,7 @@ from mlm_runs import DROPOUT, arguments, column, finish, metrics, results, run_h
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dnabert2 import streaming
 from dnabert2.loading import ROOT
 
 
@@ -29,7 +31,9 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def run(corpus, tmp_path, monkeypatch):
-    """A function that runs the script in this process and gives the output folder."""
+    """A function that runs the script in this process and gives the output folder; streams have small blocks."""
+    loader = partial(streaming.StreamingLoader, block_tokens=256 * 32)
+    monkeypatch.setattr(streaming, "StreamingLoader", loader)
 
     def run_with(name="run", **options):
         run_here(monkeypatch, *arguments(corpus, tmp_path / name, **options))

@@ -9,6 +9,7 @@ import gzip
 import io
 import lzma
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -167,3 +168,11 @@ def test_whatever_csv_is_written_is_read(tmp_path_factory, rows, sequence_column
     path.write_bytes(text.getvalue().encode())
     records = [(record.sequence, record.species) for record in read_records(path, *names)]
     assert records == [(sequence, species.strip()) for sequence, species in rows]
+
+
+def test_no_file_is_told_to_the_hub(read, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append("the Hub"))
+    assert [record.sequence for record in read(b"sequence\nACGT\n")] == ["ACGT"]
+    assert not asked
