@@ -21,7 +21,7 @@ TABLES = {  # what datasets' reader of it is told; rows held at a time, as a row
 # The header is read as a row: knowing of one, pandas takes the first value of longer rows for an index.
 _CSV_OPTIONS = {"header": None, "keep_default_na": False, "encoding": "utf-8-sig"}
 
-# Else a request to the Hub for every file that is opened: seconds each where a firewall drops them, and nobody's business.
+# Else every file that is opened is told to the Hub: seconds each where a firewall drops that, and nobody's business.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 Row = tuple[int, str, str, str | None]  # number from 1, id, letters, species
