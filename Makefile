@@ -6,6 +6,8 @@ PYTHON ?= python3
 # A pip outside the .venv fills it: where Debian splits ensurepip off, a .venv has none of its own.
 PIP_INSTALL = $(PYTHON) -m pip --python .venv/bin/python --disable-pip-version-check install --quiet
 OLDEST = .venv/oldest
+# Two files of tests at a time, a thread each: most tests are subprocesses that keep one core busy.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: setup pretrain lint test test-newest test-oldest
 
@@ -27,12 +29,12 @@ lint: setup
 test: lint test-newest test-oldest
 
 test-newest: setup
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 # What touches the interfaces of other packages; the rest does not change with their versions.
 test-oldest: $(OLDEST)/installed
 	PYTHONPATH=$(CURDIR)/$(OLDEST) .venv/bin/python -m pip check
-	PYTHONPATH=$(CURDIR)/$(OLDEST) .venv/bin/python -m pytest tests/test_modeling_*.py tests/test_configuration_dnabert2.py \
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/test_modeling_*.py tests/test_configuration_dnabert2.py \
 	    tests/test_remote_code.py tests/test_default_checkpoint.py tests/test_tokenizer.py tests/test_loading.py \
 	    tests/test_handler.py tests/test_sequences.py tests/test_tables.py tests/test_sources.py tests/test_metrics.py \
 	    tests/test_classifiers.py tests/test_run_mlm.py::test_the_loss_falls \
