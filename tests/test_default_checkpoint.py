@@ -64,7 +64,7 @@ def test_they_fit_the_models_of_the_root_config(loaded):
 
 def test_they_know_the_commonest_repeat_of_the_human_genome(loaded):
     token, score = loaded["guess"]
-    assert token == "GAGGC" and score == pytest.approx(0.9529, abs=1e-3)
+    assert token == "GAGGC" and score == pytest.approx(0.9389, abs=1e-3)
 
 
 # --- fine-tuned ------------------------------------------------------------------------------------------------------
