@@ -3,9 +3,10 @@
     python benchmarks/tokenizer_runs.py --tokenizers output/vocabularies/{256,4096,32768} --train_file genomes/ \
         --validation_file held_out/ --data_dir GUE --output_dir output/vocabulary_runs
 
-Every tokenizer gets sequences of the same bases, as many of them in a step and as many steps, so that a model with
-longer tokens sees the same with less computing. With --same_flops_as each gets the steps that cost what those of this
-tokenizer do; these runs are named NAME-same-flops. Of overlapping k-mers k tokens in a row are masked.
+Every tokenizer gets sequences of the same bases, up to what rounds their tokens to a multiple of 8, as many of them a
+step, and steps until it has seen --bases, so that a model with longer tokens sees the same with less computing. With
+--same_flops_as each gets the steps that cost what those of this tokenizer do; these runs are named NAME-same-flops. Of
+overlapping k-mers k tokens in a row are masked. Neither pretraining nor fine-tuning has dropout.
 
 A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a folder NAME/seed-SEED with pretrained/,
 masked_bases.json and gue/. Finished parts are kept: stop the script, or give it a part of the tokenizers and seeds, as
