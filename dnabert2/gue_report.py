@@ -190,8 +190,9 @@ def _notes(dataset: dict) -> str:
 
 
 def markdown(summary: dict, checks: list[dict]) -> str:
-    """The tables as a page."""
-    lines = ["# GUE", ""]
+    """The tables as a page; published scores only beside datasets of GUE."""
+    shown = SHOWN if any(dataset["group"] for dataset in summary["datasets"]) else ()
+    lines = ["# GUE" if shown else "# Scores", ""]
     for settings in summary["runs_of"]:
         lines.append("Runs of " + ", ".join(f"{key} {value}" for key, value in settings.items()) + ".")
     if len(summary["runs_of"]) > 1:
@@ -200,14 +201,14 @@ def markdown(summary: dict, checks: list[dict]) -> str:
         lines.append(f"**The runs differ in more than data and seed ({names}): their means are not of one model.**")
     lines += [
         "",
-        "Scores on test in percent: mean ± standard deviation over seeds. Published ones are of the paper "
-        "(arXiv 2306.15006), fine-tuned on the whole training data.",
+        "Scores on test in percent: mean ± standard deviation over seeds."
+        + " Published ones are of the paper (arXiv 2306.15006), fine-tuned on the whole training data." * bool(shown),
         "",
-        f"| dataset | metric | seeds | this model | {' | '.join(SHOWN)} | notes |",
-        "|---|---|--:|--:|" + "--:|" * len(SHOWN) + "---|",
+        f"| {' | '.join(['dataset', 'metric', 'seeds', 'this model', *shown, 'notes'])} |",
+        "|---|---|--:|--:|" + "--:|" * len(shown) + "---|",
     ]
     for dataset in summary["datasets"]:
-        published = [_score(dataset["published"].get(model)) for model in SHOWN]
+        published = [_score(dataset["published"].get(model)) for model in shown]
         metric = gue_picture.NAMES.get(dataset["metric"], dataset["metric"])
         cells = [dataset["task"].replace("|", r"\|"), metric, str(len(dataset["seeds"]))]
         cells += [_score(dataset["mean"], dataset["sd"]), *published, _notes(dataset)]

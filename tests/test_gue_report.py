@@ -130,8 +130,11 @@ def test_tasks_of_the_users_have_no_published_scores_and_no_part_in_gues_mean(tm
     write_run(tmp_path, "trees", 42, 0, problem_type="regression", test={"spearman": None, "pearson": None})
     summary = write_report(tmp_path)
     page = (tmp_path / "gue_results.md").read_text()
-    assert "| mine | MCC | 1 | 60.00 | – | – | – | |" in page and "| trees | Spearman | 1 | – |" in page
-    assert summary["overall"]["datasets"] == 0 and "mean over" not in page
+    assert "| mine | MCC | 1 | 60.00 | |" in page and "| trees | Spearman | 1 | – | |" in page
+    assert summary["overall"]["datasets"] == 0 and "mean over" not in page and "ublished" not in page
+    write_run(tmp_path, "EMP/H3", 42, 0.7)
+    write_report(tmp_path)
+    assert "| mine | MCC | 1 | 60.00 | – | – | – | |" in (tmp_path / "gue_results.md").read_text()
 
 
 def test_broken_and_missing_results_are_told(tmp_path):
