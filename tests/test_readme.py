@@ -80,7 +80,7 @@ BLOCKS = {  # by the heading that it stands under, with a number where it is not
     "Use": Run(says=r"GAGGC"),
     "Use 2": Run(says=r"torch\.Size\(\[2, 384\]\)"),
     "The released checkpoint": Run(leaves="output/released/model.safetensors", says=r"all 32 tensors[^§]* no pooler"),
-    "Serve": Run(says=r"'token_str': .*\n\[\[-?\d.*\], \[-?\d"),
+    "Serve": Run(says=r"'token_str': .*\n2 384\n"),
     "Pretrain": Run(
         leaves="output/tiny/model.safetensors output/tiny/checkpoint-2/config.json output/tiny/curves.png",
         launches=True,
