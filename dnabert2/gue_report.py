@@ -191,7 +191,7 @@ def _notes(dataset: dict) -> str:
 
 def markdown(summary: dict, checks: list[dict]) -> str:
     """The tables as a page; published scores only beside datasets of GUE."""
-    shown = SHOWN if any(dataset["group"] for dataset in summary["datasets"]) else ()
+    shown = SHOWN if summary["tasks"] else ()
     lines = ["# GUE" if shown else "# Scores", ""]
     for settings in summary["runs_of"]:
         lines.append("Runs of " + ", ".join(f"{key} {value}" for key, value in settings.items()) + ".")
@@ -199,10 +199,12 @@ def markdown(summary: dict, checks: list[dict]) -> str:
         first, *others = summary["runs_of"]
         names = ", ".join(sorted({key for other in others for key in differing(first, other)}))
         lines.append(f"**The runs differ in more than data and seed ({names}): their means are not of one model.**")
+    about = "Scores on test in percent: mean ± standard deviation over seeds."
+    if shown:
+        about += " Published ones are of the paper (arXiv 2306.15006), fine-tuned on the whole training data."
     lines += [
         "",
-        "Scores on test in percent: mean ± standard deviation over seeds."
-        + " Published ones are of the paper (arXiv 2306.15006), fine-tuned on the whole training data." * bool(shown),
+        about,
         "",
         f"| {' | '.join(['dataset', 'metric', 'seeds', 'this model', *shown, 'notes'])} |",
         "|---|---|--:|--:|" + "--:|" * len(shown) + "---|",
