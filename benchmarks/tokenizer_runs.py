@@ -70,10 +70,11 @@ def flops_of_run(folder: Path, ratio: float, args: argparse.Namespace) -> float:
 
 
 def launch(script: str, options: dict, folder: Path) -> None:
-    """Runs a script of this package, on a GPU in bf16; what it says is in FOLDER.log."""
+    """Runs a script of this package, on a GPU in bf16, pretraining compiled; what it says is in FOLDER.log."""
     on_gpu = torch.cuda.is_available()
-    launcher = "-m accelerate.commands.launch --quiet --num_processes 1 --num_machines 1 --dynamo_backend no".split()
+    launcher = "-m accelerate.commands.launch --quiet --num_processes 1 --num_machines 1".split()
     launcher += ["--mixed_precision", "bf16"] if on_gpu else ["--mixed_precision", "no", "--cpu"]
+    launcher += ["--dynamo_backend", "inductor" if on_gpu and script == "run_mlm.py" else "no"]
     named = [word for name, value in options.items() for word in (f"--{name}", *np.atleast_1d(value).astype(str))]
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
