@@ -12,7 +12,7 @@ A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a fo
 masked_bases.json and gue/. Finished parts are kept: stop the script, or give it a part of the tokenizers and seeds, as
 often as you like. Several may write into one --output_dir at the same time if no two have a run in common; best each
 has tokenizers of its own, as two that prepare a tokenizer's corpus do the same. Left there are runs.json, which
-vocabulary_size.py draws, and runs.md, both of all finished runs.
+vocabulary_size.py draws, runs.md and runs.png, all three of all finished runs.
 
 Models are compared by bases that masked_bases.py asks for, of --validation_file. Beside it stand the bits a base of
 masked tokens, nats a token / ln 2 / bases a token: no scale for overlapping k-mers, whose neighbours tell most.
@@ -25,6 +25,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from filelock import FileLock
@@ -146,11 +147,12 @@ def read_runs(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def write_runs(args: argparse.Namespace) -> None:
-    """runs.json and runs.md of all finished runs. Who reads while another finishes would write an older state last."""
+    """runs.json, .md and .png of finished runs. Who reads while another finishes would write an older state last."""
     with FileLock(args.output_dir / ".runs.lock"):
         runs = read_runs(args)
         write_whole(args.output_dir / "runs.json", json.dumps(runs, indent=2) + "\n")
         write_whole(args.output_dir / "runs.md", markdown(runs, args.tasks))
+        draw(runs, args.tasks, args.output_dir / "runs.png")
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -171,6 +173,26 @@ def markdown(runs: dict[str, dict], tasks: list[str]) -> str:
         cells += [spread(of[key], 4) for key in ("bits", "calibrated_bits", "token_bits")] + [spread(of["score"], 2)]
         lines.append(f"| {' | '.join([*cells, *(spread(of['tasks'][task], 1) for task in tasks)])} |")
     return "\n".join(lines) + "\n"
+
+
+def draw(runs: dict[str, dict], tasks: list[str], path: Path) -> None:
+    """A row a tokenizer, those with the shortest tokens above; a dot a seed, a bar the mean."""
+    names = sorted(runs, key=lambda name: runs[name]["bases_a_token"], reverse=True)
+    columns = {"GUE, mean (MCC, %)": [runs[name]["score"] for name in names]}
+    columns |= {task: [runs[name]["tasks"][task] for name in names] for task in tasks}
+    columns |= {"masked bases told (%)": [runs[name]["accuracy"] for name in names]}
+    size = (2 + 2 * len(columns), 1 + 0.3 * len(names))
+    figure, panels = plt.subplots(1, len(columns), sharey=True, figsize=size, layout="constrained")
+    for axes, (title, rows) in zip(panels, columns.items(), strict=True):
+        for place, values in enumerate(rows):
+            axes.plot(np.mean(values), place, "|", markersize=14, markeredgewidth=2, color="tab:blue")
+            axes.plot(values, [place] * len(values), "o", markersize=4, color="tab:blue", alpha=0.6)
+        axes.set_title(title, fontsize=10)
+        axes.grid(color="0.9")
+    panels[0].set_yticks(range(len(names)), [f"{name}: {runs[name]['bases_a_token']:.2f}" for name in names])
+    panels[0].set_ylabel("tokenizer: bases a token")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def parse_args() -> argparse.Namespace:
