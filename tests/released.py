@@ -1,9 +1,13 @@
 """Releases made here: the released names, shapes and files, other weights."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
+from models import ROOT
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from dnabert2.tokenization import SPECIAL_TOKENS
@@ -103,3 +107,11 @@ def release(folder: Path, weights: dict | None = None, tokenizer: str | None = N
         (folder / file).write_text(f"open({str(folder / 'was_run')!r}, 'w')\nraise SystemExit('run')\n")
     torch.save(released_weights(config) if weights is None else weights, folder / "pytorch_model.bin")
     return folder
+
+
+def in_a_fresh_process(program: str, *arguments, home: Path, environment=None) -> subprocess.CompletedProcess:
+    environment = environment or os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(["-c", program] if "\n" in program else ["-m", program]), *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
