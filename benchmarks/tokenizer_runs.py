@@ -9,10 +9,10 @@ step, and steps until it has seen --bases, so that a model with longer tokens se
 overlapping k-mers k tokens in a row are masked. Neither pretraining nor fine-tuning has dropout.
 
 A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a folder NAME/seed-SEED with pretrained/,
-masked_bases.json and gue/. Finished parts are kept: stop the script, or give it a part of the tokenizers and seeds, as
-often as you like. Several may write into one --output_dir at the same time if no two have a run in common; best each
-has tokenizers of its own, as two that prepare a tokenizer's corpus do the same. Left there are runs.json, which
-vocabulary_size.py draws, runs.md and runs.png, all three of all finished runs.
+masked_bases.json and gue/. Finished parts are kept, and refused if their arguments were others: stop the script, or
+give it a part of the tokenizers and seeds, as often as you like. Several may write into one --output_dir at once if
+no two have a run in common; best each has tokenizers of its own, as two that prepare a tokenizer's corpus do the same.
+Left there are runs.json, which vocabulary_size.py draws, runs.md and runs.png, of all finished runs.
 
 Models are compared by bases that masked_bases.py asks for, of --validation_file. Beside it stand the bits a base of
 masked tokens, nats a token / ln 2 / bases a token: no scale for overlapping k-mers, whose neighbours tell most.
@@ -92,16 +92,15 @@ def run(tokenizer: Path, name: str, seed: int, sequences: list[str], args: argpa
     pretrained = folder / "pretrained"
     ratio, overlap = measure_ratio(tokenizer, sequences), overlap_of(load_tokenizer(tokenizer))
     length, steps = schedule(ratio, args)
-    if not (pretrained / RESULTS_FILE).exists():
-        micro_batch = args.batch
-        while micro_batch * length > FORWARD_TOKENS and micro_batch % 2 == 0:
-            micro_batch //= 2
-        options = {"tokenizer_name": tokenizer, "train_file": args.train_file, "config_name": args.config_name}
-        options |= {"validation_file": args.validation_file, "cache_dir": args.cache_dir, "seed": seed}
-        options |= {"config_overrides": "hidden_dropout_prob=0", "sampling_temperature": 2, "mlm_span": overlap}
-        options |= {"max_seq_length": length, "max_train_steps": steps, "learning_rate": args.learning_rate}
-        options |= {"total_train_batch_size": args.batch, "per_device_train_batch_size": micro_batch}
-        launch("run_mlm.py", options, pretrained)
+    micro_batch = args.batch
+    while micro_batch * length > FORWARD_TOKENS and micro_batch % 2 == 0:
+        micro_batch //= 2
+    options = {"tokenizer_name": tokenizer, "train_file": args.train_file, "config_name": args.config_name}
+    options |= {"validation_file": args.validation_file, "cache_dir": args.cache_dir, "seed": seed}
+    options |= {"config_overrides": "hidden_dropout_prob=0", "sampling_temperature": 2, "mlm_span": overlap}
+    options |= {"max_seq_length": length, "max_train_steps": steps, "learning_rate": args.learning_rate}
+    options |= {"total_train_batch_size": args.batch, "per_device_train_batch_size": micro_batch}
+    launch("run_mlm.py", options, pretrained)
     if not (folder / BASES_FILE).exists():
         found = judge_folder(pretrained, sequences) | {"bases_a_token": ratio, "overlap": overlap}
         found |= {
