@@ -9,7 +9,7 @@ step, and steps until it has seen --bases, so that a model with longer tokens se
 overlapping k-mers k tokens in a row are masked. Neither pretraining nor fine-tuning has dropout.
 
 A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a folder NAME/seed-SEED with pretrained/,
-masked_bases.json and gue/. Finished parts are kept, and refused if their arguments were others: stop the script, or
+masked_bases.json and gue/. Finished parts are kept, and scripts' refused if their arguments were others: stop this, or
 give it a part of the tokenizers and seeds, as often as you like. Several may write into one --output_dir at once if
 no two have a run in common; best each has tokenizers of its own, as two that prepare a tokenizer's corpus do the same.
 Left there are runs.json, which vocabulary_size.py draws, runs.md and runs.png, of all finished runs.
@@ -23,6 +23,7 @@ import json
 import math
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -80,7 +81,7 @@ def launch(script: str, options: dict, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     command = [sys.executable, *launcher, str(ROOT / script), *named, "--output_dir", str(folder)]
-    with log.open("w") as file:
+    with log.open("a") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise UsageError(f"{script} ended with an error: see {log}")
@@ -180,7 +181,7 @@ def draw(runs: dict[str, dict], tasks: list[str], path: Path) -> None:
     columns = {"GUE, mean (MCC, %)": [runs[name]["score"] for name in names]}
     columns |= {task: [runs[name]["tasks"][task] for name in names] for task in tasks}
     columns |= {"masked bases told (%)": [runs[name]["accuracy"] for name in names]}
-    size = (2 + 2 * len(columns), 1 + 0.3 * len(names))
+    size = (2 + 2 * len(columns), 2 + 0.3 * len(names))
     figure, panels = plt.subplots(1, len(columns), sharey=True, figsize=size, layout="constrained")
     for axes, (title, rows) in zip(panels, columns.items(), strict=True):
         for place, values in enumerate(rows):
@@ -190,8 +191,10 @@ def draw(runs: dict[str, dict], tasks: list[str], path: Path) -> None:
         axes.grid(color="0.9")
     panels[0].set_yticks(range(len(names)), [f"{name}: {runs[name]['bases_a_token']:.2f}" for name in names])
     panels[0].set_ylabel("tokenizer: bases a token")
-    figure.savefig(path, dpi=110)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=110)
     plt.close(figure)
+    write_whole(path, picture.getvalue())
 
 
 def parse_args() -> argparse.Namespace:
