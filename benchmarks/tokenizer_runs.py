@@ -9,7 +9,7 @@ step, and steps until it has seen --bases, so that a model with longer tokens se
 overlapping k-mers k tokens in a row are masked. Neither pretraining nor fine-tuning has dropout.
 
 A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a folder NAME/seed-SEED with pretrained/,
-masked_bases.json and gue/. Finished parts are kept, and scripts' refused if their arguments were others: stop this, or
+masked_bases.json and gue/. Finished parts are kept; the scripts refuse models of other arguments. Stop this one, or
 give it a part of the tokenizers and seeds, as often as you like. Several may write into one --output_dir at once if
 no two have a run in common; best each has tokenizers of its own, as two that prepare a tokenizer's corpus do the same.
 Left there are runs.json, which vocabulary_size.py draws, runs.md and runs.png, of all finished runs.

@@ -6,11 +6,7 @@ import shutil
 
 import pytest
 from models import ROOT, build, draw_biases, tiny_config
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 
 NAMES = {0: "promoter", 1: "enhancer", 2: "neither"}

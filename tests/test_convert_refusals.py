@@ -29,11 +29,8 @@ from dnabert2.released_files import read_weights
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """(release, output, what was said) of a small masked language model."""
-    folder = tmp_path_factory.mktemp("small")
-    source, output = release(folder / "DNABERT-2"), folder / "output"
-    return source, output, convert(str(source), output)
+def good_release(tmp_path_factory):
+    return release(tmp_path_factory.mktemp("small") / "DNABERT-2")
 
 
 class Code:
@@ -221,35 +218,35 @@ def test_a_source_that_is_neither_folder_nor_name_is_refused(tmp_path, source):
         convert(source, tmp_path / "output")
 
 
-def test_a_source_that_is_a_file_is_refused(converted, tmp_path):
+def test_a_source_that_is_a_file_is_refused(good_release, tmp_path):
     with pytest.raises(UsageError, match="neither a folder"):
-        convert(str(converted[0] / "pytorch_model.bin"), tmp_path / "output")
+        convert(str(good_release / "pytorch_model.bin"), tmp_path / "output")
 
 
-def test_a_revision_of_a_folder_is_refused(converted, tmp_path):
+def test_a_revision_of_a_folder_is_refused(good_release, tmp_path):
     with pytest.raises(UsageError, match="--revision v1 is of a repository on the Hub"):
-        convert(str(converted[0]), tmp_path / "output", "v1")
+        convert(str(good_release), tmp_path / "output", "v1")
 
 
-def test_an_output_that_holds_something_is_left_as_it_is(converted, tmp_path):
+def test_an_output_that_holds_something_is_left_as_it_is(good_release, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for output in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(UsageError, match="not an empty folder"):
-            convert(str(converted[0]), output)
+            convert(str(good_release), output)
     assert (tmp_path / "notes.txt").read_text() == "mine" and os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_an_output_that_cannot_be_written_is_an_error_that_names_it(converted, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_an_error_that_names_it(good_release, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="file/output"):
-        convert(str(converted[0]), tmp_path / "file" / "output")
+        convert(str(good_release), tmp_path / "file" / "output")
 
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("dnabert2.convert.card", fail)  # when all else is written
     with pytest.raises(UsageError, match="No space left on device"):
-        convert(str(converted[0]), tmp_path / "output")
+        convert(str(good_release), tmp_path / "output")
     assert os.listdir(tmp_path) == ["file"]
 
 

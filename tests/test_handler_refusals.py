@@ -16,13 +16,8 @@ from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {name: save(tmp_path_factory.mktemp(name), *of) for name, of in CHECKPOINTS.items()}
-
-
-@pytest.fixture(scope="module")
-def handlers(folders):
-    return {name: serve(folder) for name, folder in folders.items()}
+def handlers(tmp_path_factory):
+    return {name: serve(save(tmp_path_factory.mktemp(name), *CHECKPOINTS[name])) for name in ("masked", "classes")}
 
 
 def with_parameters(**parameters):
