@@ -1,6 +1,6 @@
 """What DNABERT-2, DNABERT and Nucleotide Transformer cost a base: FLOPs by count, bases a second, memory.
 
-    python benchmarks/compute.py --count_only
+    python benchmarks/compute.py --device cpu --count_only
     python benchmarks/compute.py
     python benchmarks/compute.py --device cpu --layers 1 --bases_per_step 2000 --lengths 500 --seconds 0.1
 
@@ -162,11 +162,15 @@ def main() -> None:
     parser.add_argument("--bases_per_step", type=int, default=262_144, help="default: 262,144")
     parser.add_argument("--seconds", type=float, default=2.0, help="of every measurement (default: 2)")
     parser.add_argument("--layers", type=int, help="of every model, for a try (default: as published)")
-    parser.add_argument("--count_only", action="store_true", help="count FLOPs and measure nothing; needs no GPU")
+    parser.add_argument(
+        "--count_only", action="store_true", help="count FLOPs and measure nothing; with --device cpu it needs no GPU"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/compute.jsonl"), help="default: %(default)s")
     args = parse_args(parser)
     if not args.table_only:
         ours, (run, _) = our_config(args), describe_run(args)
+        if args.layers:
+            run += f", {args.layers} layer(s) of every model: no published FLOPs are of these"
         models = ["DNABERT-2", *(name for name in MODELS if name in args.models and name != "DNABERT-2")]
         progress = tqdm(list(product(args.lengths, MODES, models)), unit="cell")
         for bases, mode, name in progress:

@@ -8,6 +8,7 @@ tables of benchmarks/kmers.md and writes kmers.png.
 """
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Callable
 from difflib import SequenceMatcher
@@ -20,8 +21,10 @@ from tqdm import tqdm
 
 from dnabert2.errors import UsageError, run_script
 from dnabert2.kmers import build_kmer_tokenizer
+from dnabert2.resuming import begin, refuse_other_arguments, saved_arguments
 from dnabert2.sequences import expand_files
-from dnabert2.tokenization import bases_per_token, read_pieces
+from dnabert2.sources import file_sources
+from dnabert2.tokenization import PIECE_LENGTH, bases_per_token, read_pieces
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,18 +38,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that leakage.py has too."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--sequence_file", nargs="+", required=True, help="files, folders or globs of sequences")
-    parser.add_argument("--tokenizer", default=str(ROOT / "bpe_tokenizer" / "tokenizer.json"), help="BPE")
-    parser.add_argument("--pieces", type=int, default=20, help="held-out pieces of each file (default: 20)")
-    parser.add_argument("--bases", type=int, default=1000, help="of each piece (default: 1,000)")
+    parser.add_argument("--tokenizer", type=Path, default=ROOT / "bpe_tokenizer", help="BPE, its folder")
+    parser.add_argument("--pieces", type=int, default=20, help="held-out pieces of each file, 2 or more (default: 20)")
+    parser.add_argument("--bases", type=int, default=1000, help="of each piece, 100 to 2,000 (default: 1,000)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the picture")
 
 
-def load_tokenizers(bpe_file: str) -> dict[str, Tokenizer]:
+def tokenizer_file(folder: Path) -> str:
+    """Raises UsageError for a folder without a tokenizer, so that none is looked for on the Hub."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist: give the folder of a tokenizer")
+    return str(file)
+
+
+def load_tokenizers(bpe_folder: Path) -> dict[str, Tokenizer]:
     """BPE, and non-overlapping and overlapping k-mers, by the names that tables and pictures give them."""
-    tokenizers = {"BPE": Tokenizer.from_file(bpe_file)}
+    tokenizers = {"BPE": Tokenizer.from_file(tokenizer_file(bpe_folder))}
     for overlapping, kind in ((False, "-mers"), (True, "-mers, overlapping")):
         tokenizers |= {f"{k}{kind}": build_kmer_tokenizer(k, overlapping) for k in KMERS}
     return tokenizers
+
+
+def keep_arguments(kept: Path, output_dir: Path, arguments: dict) -> None:
+    """
+    Notes what a file that a folder keeps will be made of.
+
+    Raises UsageError if it is there and was made of something else: it would be taken for that of these arguments.
+    """
+    if kept.exists():
+        refuse_other_arguments(output_dir, saved_arguments(output_dir) or {}, arguments)
+    else:
+        begin(output_dir, arguments)
+
+
+def size_of(files: list[str]) -> str:
+    """How many files these are, and how large: what `keep_arguments` notes of sequences."""
+    sizes = [Path(file).stat().st_size for file in expand_files(files)]
+    return f"{len(sizes)} file(s) of {sum(sizes):,} bytes"
 
 
 def sample_pieces(path: Path, count: int, bases: int) -> list[str]:
@@ -56,15 +85,22 @@ def sample_pieces(path: Path, count: int, bases: int) -> list[str]:
 
 
 def sample_species(args: argparse.Namespace) -> dict[str, list[str]]:
-    """The pieces of each file, by "folder/name"; files without a piece are left out."""
-    paths = tqdm(expand_files(args.sequence_file), desc="Reading", unit="file")
-    species = {
-        f"{path.parent.name}/{path.name.split('.fa')[0]}": sample_pieces(path, args.pieces, args.bases)
-        for path in paths
-    }
-    found = {name: pieces for name, pieces in species.items() if pieces}
+    """The pieces of each file, by "folder/name"; files with fewer than two are left out, and named."""
+    if args.pieces < 2 or not 100 <= args.bases <= PIECE_LENGTH:
+        raise UsageError(f"--pieces must be 2 or more, and --bases 100 to {PIECE_LENGTH:,}, the length of a piece")
+    species = {}
+    for source in tqdm(file_sources(args.sequence_file), desc="Reading", unit="file"):
+        if source.name in species:
+            raise UsageError(f"two files are {source.name}, and a file counts as a species: rename {source.file}")
+        species[source.name] = sample_pieces(source.file, args.pieces, args.bases)
+    if few := [name for name, pieces in species.items() if len(pieces) < 2]:
+        print(
+            f"Fewer than two held-out pieces of {args.bases} A, C, G and T, left out: {', '.join(few)}",
+            file=sys.stderr,
+        )
+    found = {name: pieces for name, pieces in species.items() if name not in few}
     if not found:
-        raise UsageError(f"no held-out piece of {args.bases} bases in these files: give larger ones, or fewer --bases")
+        raise UsageError("no file has two held-out pieces: give larger ones, or fewer --bases")
     return found
 
 

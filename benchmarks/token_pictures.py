@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from kmers import ROOT
+from kmers import ROOT, tokenizer_file
 from matplotlib.axes import Axes
 from tokenizers import Tokenizer
 
@@ -98,12 +98,13 @@ def draw_merges(axes: Axes, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--tokenizer", default=str(ROOT / "bpe_tokenizer" / "tokenizer.json"), help="BPE")
+    parser.add_argument("--tokenizer", type=Path, default=ROOT / "bpe_tokenizer", help="BPE, its folder")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     figure, panels = plt.subplots(2, 1, figsize=(9, 8.5), layout="constrained", height_ratios=[11, 8])
     draw_leak(panels[0], 6)
-    draw_deletion(panels[1], {"6-mers": build_kmer_tokenizer(6, False), "BPE": Tokenizer.from_file(args.tokenizer)})
+    bpe = Tokenizer.from_file(tokenizer_file(args.tokenizer))
+    draw_deletion(panels[1], {"6-mers": build_kmer_tokenizer(6, False), "BPE": bpe})
     merging, panel = plt.subplots(figsize=(9, 3.6), layout="constrained")
     draw_merges(panel, 6)
     for axes in (*panels, panel):

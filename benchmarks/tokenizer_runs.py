@@ -1,4 +1,4 @@
-"""The same small model, pretrained with each of several tokenizers on the same bases, and fine-tuned on GUE.
+r"""The same small model, pretrained with each of several tokenizers on the same bases, and fine-tuned on GUE.
 
     python benchmarks/tokenizer_runs.py --tokenizers output/vocabularies/{256,4096,32768} --train_file genomes/ \
         --validation_file held_out/ --data_dir GUE --output_dir output/vocabulary_runs
@@ -9,10 +9,15 @@ step, and steps until it has seen --bases, so that a model with longer tokens se
 overlapping k-mers k tokens in a row are masked. Neither pretraining nor fine-tuning has dropout.
 
 A run is a tokenizer and a seed, which decides pretraining and fine-tuning: a folder NAME/seed-SEED with pretrained/,
-masked_bases.json and gue/. Finished parts are kept; the scripts refuse models of other arguments. Stop this one, or
-give it a part of the tokenizers and seeds, as often as you like. Several may write into one --output_dir at once if
-no two have a run in common; best each has tokenizers of its own, as two that prepare a tokenizer's corpus do the same.
-Left there are runs.json, which vocabulary_size.py draws, runs.md and runs.png, of all finished runs.
+masked_bases.json and gue/. Finished parts are kept; the scripts refuse models of other arguments. Stop this one, by
+Ctrl-C or SIGTERM, which save what runs, or give it a part of the tokenizers and seeds, as often as you like. All of it
+is work for a GPU; a try on a CPU takes minutes a tokenizer with
+
+    --config_name configs/tiny.json --bases 2e6 --finetuning_steps 20 --tasks mouse/0
+
+Several may write into one --output_dir at once if no two have a run in common; best each has tokenizers of its own,
+as two that prepare a tokenizer's corpus do the same. Left there are runs.json, which vocabulary_size.py draws, runs.md
+and runs.png, of all finished runs.
 
 Models are compared by bases that masked_bases.py asks for, of --validation_file. Beside it stand the bits a base of
 masked tokens, nats a token / ln 2 / bases a token: no scale for overlapping k-mers, whose neighbours tell most.
@@ -21,6 +26,10 @@ masked tokens, nats a token / ln 2 / bases a token: no scale for overlapping k-m
 import argparse
 import json
 import math
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from io import BytesIO
@@ -30,7 +39,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from filelock import FileLock
-from kmers import ROOT
+from kmers import ROOT, tokenizer_file
 from masked_bases import cut_sequences, judge_folder, overlap_of
 from transformers import AutoConfig
 
@@ -39,6 +48,7 @@ from dnabert2.errors import UsageError, run_script
 from dnabert2.files import write_whole
 from dnabert2.gue import select_tasks
 from dnabert2.loading import load_tokenizer
+from dnabert2.sequences import expand_files
 from dnabert2.throughput import training_flops_per_token
 from dnabert2.tokenization import bases_per_token
 
@@ -81,10 +91,37 @@ def launch(script: str, options: dict, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     command = [sys.executable, *launcher, str(ROOT / script), *named, "--output_dir", str(folder)]
-    with log.open("a") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        raise UsageError(f"{script} ended with an error: see {log}")
+    if run_to_end(command, log):
+        *_, last = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())
+        raise UsageError(f"{script}: {last.removeprefix('error: ')} (all that it said: {log})")
+
+
+def end_by_signals() -> None:
+    """The first SIGTERM or Ctrl-C ends this script by SystemExit, which `run_to_end` passes on; others do nothing."""
+
+    def end(number: int, _) -> None:
+        for other in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def run_to_end(command: list[str], log: Path) -> int:
+    """
+    The command's exit status; what it says is added to a file. If a signal ends this script, it is passed on, and the
+    end of all that the command has started is waited for: the launcher goes at once, the script saves its state.
+    """
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "bufsize": 0, "start_new_session": True}
+    with log.open("ab", buffering=0) as file, subprocess.Popen(command, **piped) as process:
+        try:
+            shutil.copyfileobj(process.stdout, file)  # to the end of the last process that holds the pipe
+        except SystemExit:
+            os.killpg(process.pid, signal.SIGTERM)
+            shutil.copyfileobj(process.stdout, file)
+            raise
+    return process.returncode
 
 
 def run(tokenizer: Path, name: str, seed: int, sequences: list[str], args: argparse.Namespace) -> None:
@@ -111,7 +148,7 @@ def run(tokenizer: Path, name: str, seed: int, sequences: list[str], args: argpa
         write_whole(folder / BASES_FILE, json.dumps(found, indent=2) + "\n")
     options = {"model_name_or_path": pretrained, "data_dir": args.data_dir, "tasks": args.tasks, "seeds": seed}
     options |= {"learning_rate": args.finetuning_rate}
-    if args.finetuning_steps:
+    if args.finetuning_steps is not None:
         options |= {"max_train_steps": args.finetuning_steps, "num_warmup_steps": 0}
     launch("run_gue.py", options, folder / "gue")
 
@@ -163,12 +200,17 @@ def spread(values: list[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
+def three_digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def markdown(runs: dict[str, dict], tasks: list[str]) -> str:
     names = "seeds, Mbases seen, PFLOPs, bases a token, accuracy of a base (%), bits a base, calibrated, "
     columns = [*f"{names}by masked tokens, mean".split(", "), *tasks]
     lines = [f"| tokenizer | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for name, of in runs.items():
-        cells = [name, str(len(of["seeds"])), f"{of['bases_seen'] / 1e6:,.0f}", f"{of['flops'] / 1e15:,.0f}"]
+        cells = [name, str(len(of["seeds"])), three_digits(of["bases_seen"] / 1e6), three_digits(of["flops"] / 1e15)]
         cells += [f"{of['bases_a_token']:.2f}", spread(of["accuracy"], 2)]
         cells += [spread(of[key], 4) for key in ("bits", "calibrated_bits", "token_bits")] + [spread(of["score"], 2)]
         lines.append(f"| {' | '.join([*cells, *(spread(of['tasks'][task], 1) for task in tasks)])} |")
@@ -209,7 +251,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43], help="default: 42 43")
     parser.add_argument("--config_name", type=Path, default=ROOT / "configs" / "mini.json", help="default: mini")
-    parser.add_argument("--cache_dir", default="~/.cache/dnabert2", help="as run_mlm.py's")
+    parser.add_argument("--cache_dir", default="~/.cache/dnabert2", help="as run_mlm.py's (default: %(default)s)")
     parser.add_argument("--bases", type=float, default=3e8, help="seen in pretraining (default: 3e8)")
     parser.add_argument(
         "--same_flops_as", type=Path, help="a tokenizer's folder: it would see --bases, and all cost what it does"
@@ -225,8 +267,22 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def check_files(args: argparse.Namespace) -> None:
+    """Raises UsageError for what would be missed only after hours of pretraining."""
+    for folder in filter(None, [*args.tokenizers, args.same_flops_as]):
+        tokenizer_file(folder)
+    if not args.config_name.is_file():
+        raise UsageError(f"--config_name {args.config_name}: no such file")
+    for task in args.tasks:
+        if not (Path(args.data_dir) / task).is_dir():
+            raise UsageError(f"--data_dir {args.data_dir}: there is no folder {task} in it")
+    expand_files(args.train_file)
+
+
 def main() -> None:
+    end_by_signals()
     args = parse_args()
+    check_files(args)
     sequences = cut_sequences(args.validation_file, SEQUENCES, args.bases_a_sequence)
     for seed in args.seeds:
         for folder in args.tokenizers:

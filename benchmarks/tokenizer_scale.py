@@ -4,7 +4,8 @@
     python benchmarks/tokenizer_scale.py --train_file genomes/ --output_dir output/scale --parts encoding corpus
 
 Samples are the pieces of lowest rank of all files (train_tokenizer.py), so that a larger one holds the smaller ones,
-and a species counts as it is large. Every measurement is a process of its own. Shards are those of run_mlm.py
+and a species counts as it is large. They and what was trained on them are kept in --output_dir, which is refused with
+other files. Every measurement is a process of its own. Shards are those of run_mlm.py
 --num_shards; what 32.5 Gbases would take is reckoned from the seconds of cores, less those it takes to start: on a
 machine with other work they say more than those of the clock. Prints the tables of tokenizer_scale.md and writes
 tokenizer_scale.png.
@@ -24,11 +25,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from kmers import HELD_OUT, ROOT
+from kmers import HELD_OUT, ROOT, keep_arguments, size_of, tokenizer_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from dnabert2.errors import UsageError, run_script
+from dnabert2.files import write_whole
 from dnabert2.sequences import expand_files
 from dnabert2.tokenization import bases_per_token, build_tokenizer, encoder_of_acgt, read_pieces, train_merges
 
@@ -49,12 +51,13 @@ def in_process(function: Callable, *arguments):
 def write_samples(args: argparse.Namespace) -> tuple[Path, Path]:
     """Two files with a piece a line: to train on, lowest rank first, and held out."""
     training, held_out = args.output_dir / "pieces.txt", args.output_dir / "held_out.txt"
-    if not (training.exists() and held_out.exists()):
+    keep_arguments(training, args.output_dir, {"train_file": size_of(args.train_file)})
+    if not training.exists():
         paths = expand_files(args.train_file)
         pieces = [ranked for path in tqdm(paths, desc="Reading") for ranked in read_pieces(path, HELD_OUT["seed"])]
         pieces.sort()
-        held_out.write_text("".join(f"{piece}\n" for rank, piece in pieces if rank < HELD_OUT["high"] / 10))
-        training.write_text("".join(f"{piece}\n" for rank, piece in pieces if rank >= HELD_OUT["high"]))
+        write_whole(held_out, "".join(f"{piece}\n" for rank, piece in pieces if rank < HELD_OUT["high"] / 10))
+        write_whole(training, "".join(f"{piece}\n" for rank, piece in pieces if rank >= HELD_OUT["high"]))
     return training, held_out
 
 
@@ -88,15 +91,15 @@ def print_training(args: argparse.Namespace) -> None:
     training, held_out = write_samples(args)
     judged = list(first_pieces(held_out, np.inf))
     available = training.stat().st_size
-    runs, bases = [], 1e6
-    while bases <= min(args.max_bases, available):
+    runs, bases, most = [], 1e6, min(args.max_bases, available)
+    while bases <= most:
         kept = args.output_dir / f"trained_{bases / 1e6:.0f}M.json"
         if not kept.exists():
-            kept.write_text(json.dumps(in_process(train, training, bases)))
+            write_whole(kept, json.dumps(in_process(train, training, bases)))
         runs.append(json.loads(kept.read_text()))
         bases *= 2
     if len(runs) < 2:
-        raise UsageError(f"{available / 1e6:.1f} Mbases are too few to compare samples: give larger files")
+        raise UsageError(f"{most / 1e6:.1f} Mbases are too few to compare samples: give 2 or more, and --max_bases")
     vocabularies, ratios = [], []
     for run in runs:
         tokenizer = build_tokenizer([tuple(merge) for merge in run["merges"]])
@@ -114,9 +117,9 @@ def print_training(args: argparse.Namespace) -> None:
         cells += [f"{100 * (ratios[number] / ratios[number - 1] - 1):+.2f}" if number else ""]
         print(f"| {' | '.join(cells)} |")
     megabases = np.array([run["bases"] for run in runs]) / 1e6
-    for name in ("cpu_seconds", "bytes"):
-        slope, _ = np.polyfit(np.log(megabases[-4:]), np.log([run[name] for run in runs[-4:]]), 1)
-        print(f"\nOf the last four: {name} go with bases ^ {slope:.2f}")
+    for key, name in {"cpu_seconds": "seconds of cores", "bytes": "bytes"}.items():
+        slope, _ = np.polyfit(np.log(megabases[-4:]), np.log([run[key] for run in runs[-4:]]), 1)
+        print(f"\nOf the last {len(runs[-4:])} samples: {name} go with bases ^ {slope:.2f}")
 
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     panels[0].loglog(megabases, [run["cpu_seconds"] for run in runs], "o-", label="seconds of cores")
@@ -131,11 +134,11 @@ def print_training(args: argparse.Namespace) -> None:
     figure.savefig(args.output_dir / "tokenizer_scale.png", dpi=110)
 
 
-def encode(tokenizer_file: str, path: Path, length: int) -> tuple[float, float]:
+def encode(file: str, path: Path, length: int) -> tuple[float, float]:
     """Mbases a second, and for each second of a core, the best of three: pieces joined and cut to one length."""
     letters = "".join(first_pieces(path, ENCODED_BASES))
     sequences = [letters[start : start + length] for start in range(0, len(letters), length)]
-    tokenizer, times = encoder_of_acgt(Tokenizer.from_file(tokenizer_file)), []
+    tokenizer, times = encoder_of_acgt(Tokenizer.from_file(file)), []
     for _ in range(3):
         start, cpu = time.perf_counter(), time.process_time()
         tokenizer.encode_batch_fast(sequences, add_special_tokens=False)
@@ -145,12 +148,15 @@ def encode(tokenizer_file: str, path: Path, length: int) -> tuple[float, float]:
 
 def print_encoding(args: argparse.Namespace) -> None:
     training, _ = write_samples(args)
+    file = tokenizer_file(args.tokenizer)
     print("\n| Mbases/s | " + " | ".join(f"{length:,} bases" for length in LENGTHS) + " |")
     print(f"|---|{'--:|' * len(LENGTHS)}")
     for cores in args.cores:
         os.environ["RAYON_NUM_THREADS"] = str(cores)  # read by the process that begins to encode
-        rates = np.array([in_process(encode, args.tokenizer, training, length) for length in LENGTHS]).T
-        for name, row in zip((f"{cores} threads", "… for each second of a core"), rates, strict=True):
+        rates = np.array([in_process(encode, file, training, length) for length in LENGTHS]).T
+        for name, row in zip(
+            (f"{cores} thread{'s' * (cores > 1)}", "… for each second of a core"), rates, strict=True
+        ):
             print(f"| {name} | {' | '.join(f'{rate:.2f}' for rate in row)} |")
     os.environ.pop("RAYON_NUM_THREADS", None)
 
@@ -164,7 +170,9 @@ def prepare(args: argparse.Namespace, processes: int, cache: Path) -> np.ndarray
     start, before = time.perf_counter(), os.times()
     for first in range(0, shards, processes):
         indices = range(first, first + processes)
-        running = [subprocess.Popen([*command, "--shard_index", str(index)], env=environment) for index in indices]
+        commands = [[*command, "--shard_index", str(index)] for index in indices]
+        # what they say is no part of the tables
+        running = [subprocess.Popen(words, env=environment, stdout=sys.stderr) for words in commands]
         if any([process.wait() for process in running]):
             raise UsageError("run_mlm.py ended with an error: see above")
     after = os.times()
@@ -191,7 +199,7 @@ def main() -> None:
     parser.add_argument("--train_file", nargs="+", required=True, help="files, folders or globs of sequences")
     parser.add_argument("--output_dir", type=Path, required=True, help="for samples, trained merges and shards")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
-    parser.add_argument("--tokenizer", default=str(ROOT / "bpe_tokenizer" / "tokenizer.json"), help="to encode with")
+    parser.add_argument("--tokenizer", type=Path, default=ROOT / "bpe_tokenizer", help="to encode with, its folder")
     parser.add_argument("--max_bases", type=float, default=64e6, help="of the largest sample (default: 64e6)")
     parser.add_argument("--cores", nargs="+", type=int, default=[1, 2], help="default: 1 2")
     args = parser.parse_args()

@@ -4,8 +4,9 @@
 
 Only the largest is trained, by train_tokenizer.py. Its first merges are what a smaller one would have learned, so
 the others are cut from it. Each is a folder that AutoTokenizer, run_mlm.py and run_gue.py load, and none is made anew
-if it is there. tokenizer_runs.py trains models with them; with --runs their scores are in table and picture. FLOPs
-are those of the 117M, for the same bases. Results: vocabulary_size.md.
+if it is there; an --output_dir with vocabularies of other files is refused. tokenizer_runs.py trains models with them;
+with --runs their scores are in table and picture. FLOPs are those of the 117M, for the same bases. Results:
+vocabulary_size.md.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from kmers import ROOT, sample_pieces
+from kmers import ROOT, keep_arguments, sample_pieces, size_of
+from tokenizer_runs import spread
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedConfig
@@ -57,9 +59,18 @@ def truncate_merges(merges: list[tuple[str, str]], vocab_size: int) -> list[tupl
 def make_vocabularies(args: argparse.Namespace) -> dict[int, Tokenizer]:
     """Trains the largest, if it is not there, and cuts the others from it."""
     largest = args.output_dir / str(SIZES[-1])
+    made_of = {"train_file": size_of(args.train_file), "max_bases": args.max_bases}
+    keep_arguments(largest / "tokenizer.json", args.output_dir, made_of)
     if not (largest / "tokenizer.json").exists():
         command = [sys.executable, str(ROOT / "train_tokenizer.py"), "--train_file", *args.train_file]
-        options = ["--vocab_size", str(SIZES[-1]), "--max_bases", str(args.max_bases), "--output_dir", str(largest)]
+        options = [
+            "--vocab_size",
+            str(SIZES[-1]),
+            "--max_bases",
+            str(int(args.max_bases)),
+            "--output_dir",
+            str(largest),
+        ]
         if subprocess.run([*command, *options], check=False).returncode:
             raise UsageError("train_tokenizer.py ended with an error: see above")
     model = json.loads((largest / "tokenizer.json").read_text())["model"]
@@ -101,7 +112,10 @@ def tokens_by_length(tokenizer: Tokenizer) -> list[int]:
 def read_scores(runs: Path | None) -> dict[int, dict]:
     """What tokenizer_runs.py found, by vocabulary, of all that are named by their size: `read_runs` there."""
     found = json.loads((runs / "runs.json").read_text()) if runs else {}
-    return {int(name): result for name, result in found.items() if name.isdigit()}
+    scores = {int(name): result for name, result in found.items() if name.isdigit()}
+    if runs and not scores:
+        raise UsageError(f"{runs / 'runs.json'} has no run of a vocabulary that is named by its size, as 4096")
+    return scores
 
 
 def print_tables(tokenizers: dict[int, Tokenizer], counts: dict, flops: np.ndarray, scores: dict[int, dict]) -> None:
@@ -119,7 +133,7 @@ def print_tables(tokenizers: dict[int, Tokenizer], counts: dict, flops: np.ndarr
     for key, name in names.items():
         if scores:
             found = [scores.get(size, {}).get(key, []) for size in tokenizers]
-            rows[name] = [f"{np.mean(of):.3f} ± {np.std(of, ddof=1):.3f}" if len(of) > 1 else "" for of in found]
+            rows[name] = [spread(of, 3) for of in found]
     for name, cells in rows.items():
         print(f"| {name} | {' | '.join(cells)} |")
     print(f"\n| tokens of n bases | {' | '.join(sizes)} |\n|--:|{'--:|' * len(sizes)}")
@@ -161,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_file", nargs="+", required=True, help="files, folders or globs of sequences")
     parser.add_argument("--output_dir", type=Path, required=True, help="a folder a vocabulary, and the picture")
-    parser.add_argument("--max_bases", type=int, default=20_000_000, help="to train on (default: 20,000,000)")
+    parser.add_argument("--max_bases", type=float, default=2e7, help="to train on (default: 2e7)")
     parser.add_argument("--pieces", type=int, default=50, help="of 2,000 bases held out of each file (default: 50)")
     parser.add_argument("--runs", type=Path, help="--output_dir of tokenizer_runs.py")
     args = parser.parse_args()

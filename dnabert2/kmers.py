@@ -81,9 +81,12 @@ def main() -> None:
     parser.add_argument("--overlapping", action="store_true", help="a token for every base, not for every k")
     args = parser.parse_args()
     tokenizer = build_kmer_tokenizer(args.k, args.overlapping)
+    file, text = args.output_dir / "tokenizer.json", tokenizer.to_str() + "\n"
+    if file.exists() and file.read_text() != text:
+        raise UsageError(f"{file} is another tokenizer: name another folder")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_whole(args.output_dir / "tokenizer_config.json", json.dumps(tokenizer_config(), indent=2) + "\n")
-    write_whole(args.output_dir / "tokenizer.json", tokenizer.to_str() + "\n")
+    write_whole(file, text)
     print(f"{args.output_dir}: {tokenizer.get_vocab_size():,} tokens")
 
 

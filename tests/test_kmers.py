@@ -83,3 +83,13 @@ def test_the_script_writes_a_folder_that_auto_tokenizer_loads(tmp_path, monkeypa
 def test_a_length_that_is_not_supported_is_refused():
     with pytest.raises(UsageError, match="k is 8"):
         build_kmer_tokenizer(8, True)
+
+
+def test_another_tokenizer_is_not_overwritten(tmp_path, monkeypatch):
+    for k in ("3", "3", "4"):
+        monkeypatch.setattr("sys.argv", ["kmers", k, str(tmp_path)])
+        if k == "3":
+            kmers.main()
+    with pytest.raises(UsageError, match="is another tokenizer: name another folder"):
+        kmers.main()
+    assert AutoTokenizer.from_pretrained(tmp_path).tokenize("ACGACG") == ["ACG", "ACG"]

@@ -10,7 +10,6 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from types import SimpleNamespace
 
 import kmers
 import leakage
@@ -203,9 +202,7 @@ def test_a_run_calls_the_scripts_with_arguments_that_they_take(folders, tmp_path
     words = ["--tokenizers", folders["overlapping"], "--train_file", "a", "--validation_file", "b", "c"]
     args = parsed(monkeypatch, tokenizer_runs.parse_args, *words, "--data_dir", "GUE", "--output_dir", tmp_path)
     commands = []
-    monkeypatch.setattr(
-        tokenizer_runs.subprocess, "run", lambda words, **_: commands.append(words) or SimpleNamespace(returncode=0)
-    )
+    monkeypatch.setattr(tokenizer_runs, "run_to_end", lambda words, log: commands.append(words) or 0)
     monkeypatch.setattr(tokenizer_runs, "judge_folder", lambda folder, sequences: {"accuracy": 0.3})
     tokenizer_runs.run(folders["overlapping"], "name", 43, ["ACGT" * 160], args)
     (mlm_words, gue_words) = (words[[word.endswith(".py") for word in words].index(True) + 1 :] for words in commands)
