@@ -28,12 +28,13 @@ import json
 import math
 import os
 import re
-import shutil
+import select
 import signal
 import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -116,12 +117,24 @@ def run_to_end(command: list[str], log: Path) -> int:
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "bufsize": 0, "start_new_session": True}
     with log.open("ab", buffering=0) as file, subprocess.Popen(command, **piped) as process:
         try:
-            shutil.copyfileobj(process.stdout, file)  # to the end of the last process that holds the pipe
+            copy_output(process, file)
         except SystemExit:
             os.killpg(process.pid, signal.SIGTERM)
-            shutil.copyfileobj(process.stdout, file)
+            copy_output(process, file)
             raise
     return process.returncode
+
+
+def copy_output(process: subprocess.Popen, file: BinaryIO) -> None:
+    """Up to the end of the last process that holds the pipe."""
+    while True:
+        # A read that waits sleeps through a signal that comes just before it: so it is not asked to wait.
+        is_ready, _, _ = select.select([process.stdout], [], [], 1)
+        if is_ready:
+            said = process.stdout.read(2**16)
+            if not said:
+                return
+            file.write(said)
 
 
 def run(tokenizer: Path, name: str, seed: int, sequences: list[str], args: argparse.Namespace) -> None:

@@ -137,5 +137,5 @@ def test_a_signal_reaches_what_is_launched_and_its_end_is_waited_for(tmp_path, n
             time.sleep(0.1)
         process.send_signal(number)
         process.send_signal(signal.SIGTERM)  # who is in a hurry, or a cluster
-        assert process.wait(timeout=30) == 128 + number
+        assert process.wait(timeout=30) in (128 + number, 128 + signal.SIGTERM)  # either can be the first
     assert saved.read_text() == "saved"
