@@ -154,9 +154,8 @@ def print_encoding(args: argparse.Namespace) -> None:
     for cores in args.cores:
         os.environ["RAYON_NUM_THREADS"] = str(cores)  # read by the process that begins to encode
         rates = np.array([in_process(encode, file, training, length) for length in LENGTHS]).T
-        for name, row in zip(
-            (f"{cores} thread{'s' * (cores > 1)}", "… for each second of a core"), rates, strict=True
-        ):
+        names = (f"{cores} thread(s)", "… for each second of a core")
+        for name, row in zip(names, rates, strict=True):
             print(f"| {name} | {' | '.join(f'{rate:.2f}' for rate in row)} |")
     os.environ.pop("RAYON_NUM_THREADS", None)
 

@@ -63,15 +63,9 @@ def make_vocabularies(args: argparse.Namespace) -> dict[int, Tokenizer]:
     keep_arguments(largest / "tokenizer.json", args.output_dir, made_of)
     if not (largest / "tokenizer.json").exists():
         command = [sys.executable, str(ROOT / "train_tokenizer.py"), "--train_file", *args.train_file]
-        options = [
-            "--vocab_size",
-            str(SIZES[-1]),
-            "--max_bases",
-            str(int(args.max_bases)),
-            "--output_dir",
-            str(largest),
-        ]
-        if subprocess.run([*command, *options], check=False).returncode:
+        command += ["--max_bases", str(int(args.max_bases)), "--vocab_size", str(SIZES[-1])]
+        command += ["--output_dir", str(largest)]
+        if subprocess.run(command, check=False).returncode:
             raise UsageError("train_tokenizer.py ended with an error: see above")
     model = json.loads((largest / "tokenizer.json").read_text())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
