@@ -1,13 +1,9 @@
-"""The studies of tokenizers in benchmarks/: which files they take, what they keep, and how they end.
+"""The studies of tokenizers in benchmarks/: which files they take, and what they keep.
 
 pytest tests/test_tokenizer_study_files.py
 """
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -19,9 +15,6 @@ import vocabulary_size
 
 from dnabert2.errors import UsageError
 from dnabert2.loading import ROOT
-
-
-BENCHMARKS = Path(kmers.__file__).parent
 
 
 def write_genome(path: Path, bases: int) -> Path:
@@ -105,37 +98,3 @@ def test_what_is_missing_is_told_before_anything_is_trained(tmp_path, name, valu
 def test_the_last_that_a_script_says_is_told_if_it_ends_with_an_error(tmp_path):
     with pytest.raises(UsageError, match=r"^run_mlm.py: nope: no such file.* \(all that it said: .*pretrained.log\)$"):
         tokenizer_runs.launch("run_mlm.py", {"train_file": "nope"}, tmp_path / "seed-42" / "pretrained")
-
-
-CHILD = """
-import signal, sys, time
-def save(*_):
-    time.sleep(0.5)
-    open(sys.argv[1], "w").write("saved")
-    sys.exit(143)
-signal.signal(signal.SIGTERM, save)
-print("running", flush=True)
-time.sleep(60)
-"""
-LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
-STUDY = """
-import signal, sys
-from pathlib import Path
-import tokenizer_runs
-tokenizer_runs.end_by_signals()
-tokenizer_runs.run_to_end([sys.executable, "-c", *sys.argv[2:]], Path(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_what_is_launched_and_its_end_is_waited_for(tmp_path, number):
-    log, saved = tmp_path / "log", tmp_path / "saved"
-    words = [sys.executable, "-c", STUDY, str(log), LAUNCHER, CHILD, str(saved)]
-    with subprocess.Popen(words, cwd=BENCHMARKS, env={"PYTHONPATH": str(ROOT)}) as process:
-        while not (log.exists() and "running" in log.read_text()):
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(number)
-        process.send_signal(signal.SIGTERM)  # who is in a hurry, or a cluster
-        assert process.wait(timeout=30) in (128 + number, 128 + signal.SIGTERM)  # either can be the first
-    assert saved.read_text() == "saved"
